@@ -1,0 +1,62 @@
+"""Everything that can go wrong, one class per thing a caller can act on.
+
+StillmotionError
+├── UserError            the operator or caller can mend it; shown as one line, no traceback
+│   ├── WeightsMissing   a profile's weights are not here, or not whole
+│   └── DataRefused      data directory or database cannot be used (locked, newer schema, corrupt)
+├── InputRefused         an input value is wrong -> 422 naming its field
+├── StoreUnavailable     the database did not commit -> 503, nothing acknowledged
+├── RequestCancelled     raised inside a runner at the next step after a cancel
+└── RunnerGone           the runner's process ended or broke its protocol
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stillmotion.types import Failure
+
+
+class StillmotionError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class UserError(StillmotionError):
+    """The person who started the program can mend this; the text says how."""
+
+
+class InputRefused(StillmotionError):
+    """An input value cannot be used; carries the failure the caller will see."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        kind: str = "value_error",
+        field: str | None = None,
+        status: int = 422,
+        context: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.failure = Failure(
+            status=status, kind=kind, message=message, field=field, context=dict(context or {})
+        )
+
+
+class WeightsMissing(UserError):
+    """A part of a profile's weights is absent, truncated or of the wrong shape."""
+
+
+class DataRefused(UserError):
+    """The data directory is in use, corrupt, or written by a newer version."""
+
+
+class StoreUnavailable(StillmotionError):
+    """The database did not take the write; nothing of it was kept."""
+
+
+class RequestCancelled(StillmotionError):
+    """The request was cancelled while it ran."""
+
+
+class RunnerGone(StillmotionError):
+    """The runner's process is gone."""

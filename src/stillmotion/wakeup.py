@@ -1,0 +1,37 @@
+"""Hints that something changed, so that waiting costs no polling; losing one costs latency, never a request.
+
+Topics: `queue` (a request may be claimed), `worker` (a cancel was asked), `request:{id}` (its state or
+log moved).
+Every waiter also looks by itself about once a second, because other processes may write the same store.
+"""
+
+import asyncio
+from collections import defaultdict
+
+
+class Wakeup:
+    """Belongs to one event loop; call it from that loop only."""
+
+    def __init__(self) -> None:
+        self._waiters: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
+
+    def notify(self, topic: str) -> None:
+        for waiter in self._waiters.pop(topic, ()):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait(self, topic: str, timeout_s: float) -> bool:
+        """Return True when `topic` was notified, False after `timeout_s`."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters[topic].add(waiter)
+        try:
+            await asyncio.wait_for(waiter, timeout_s)
+        except TimeoutError:
+            return False
+        finally:
+            waiting = self._waiters.get(topic)
+            if waiting is not None:
+                waiting.discard(waiter)
+                if not waiting:
+                    del self._waiters[topic]
+        return True
