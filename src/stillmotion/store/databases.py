@@ -1,0 +1,84 @@
+"""Connections: what SQLite and PostgreSQL need said before they keep our promises.
+
+SQLite: one process owns the file, and its one writing connection also checkpoints; several would meet the
+WAL-reset corruption bug of SQLite before 3.51.3. Writers take the lock at BEGIN (IMMEDIATE), so no
+transaction fails half way for want of it. Readers cannot write at all and never wait for the writer.
+synchronous=FULL makes a COMMIT durable: the WAL is synced before it returns.
+"""
+
+import sqlite3
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+
+#: How long SQLite waits for a lock another process holds before the write fails.
+BUSY_TIMEOUT_S = 5.0
+#: Reading connections, and threads that use them.
+READERS = 4
+#: For every engine: an error's text, which may reach the log, never holds prompts or digests.
+QUIET = {"hide_parameters": True}
+
+
+def open_writer(url: URL) -> Engine:
+    """Open the engine of the one writing connection."""
+    if not is_sqlite(url):
+        # The ping costs a round trip per batch and spares the first batch after a restart of the database.
+        return create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, **QUIET)
+    path = sqlite_path(url)
+
+    def connect() -> sqlite3.Connection:
+        connection = _connect(path, "rwc")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
+
+    engine = create_engine(url, creator=connect, pool_size=1, max_overflow=0, **QUIET)
+    _begin_with(engine, "BEGIN IMMEDIATE")
+    return engine
+
+
+def open_readers(url: URL) -> Engine:
+    """Open the engine of the reading connections."""
+    if not is_sqlite(url):
+        engine = create_engine(url, pool_size=READERS, max_overflow=0, pool_pre_ping=True, **QUIET)
+        return engine.execution_options(postgresql_readonly=True)
+    path = sqlite_path(url)
+
+    def connect() -> sqlite3.Connection:
+        connection = _connect(path, "ro")
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    engine = create_engine(url, creator=connect, pool_size=READERS, max_overflow=0, **QUIET)
+    _begin_with(engine, "BEGIN")
+    return engine
+
+
+def is_sqlite(url: URL) -> bool:
+    return url.get_backend_name() == "sqlite"
+
+
+def sqlite_path(url: URL) -> Path:
+    assert url.database, "an SQLite URL names its file"
+    return Path(url.database)
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(str(path.absolute()))}?mode={mode}",
+        uri=True,
+        timeout=BUSY_TIMEOUT_S,
+        # Python's own transaction handling would begin too late and commit too early.
+        isolation_level=None,
+        # The pool hands a connection to one thread at a time.
+        check_same_thread=False,
+    )
+
+
+def _begin_with(engine: Engine, statement: str) -> None:
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(statement)
+
+    event.listen(engine, "begin", begin)

@@ -1,0 +1,53 @@
+"""Records of hosted files; the bytes lie in the media store."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, delete, insert, or_, select, update
+
+from stillmotion.store.rows import file_values, to_file
+from stillmotion.store.tables import file
+from stillmotion.types import FileRecord
+
+
+def add_file(conn: Connection, record: FileRecord) -> None:
+    conn.execute(insert(file).values(file_values(record)))
+
+
+def complete_file(
+    conn: Connection,
+    file_id: str,
+    *,
+    size: int,
+    digest: str,
+    content_type: str,
+    now: float,
+    media_key: str | None = None,
+) -> bool:
+    """Publish an upload; False when it is already complete, expired or unknown: an upload URL works once.
+
+    `media_key` names the bytes of this very PUT, so that the loser of two at once overwrites nothing.
+    """
+    where = {} if media_key is None else {"media_key": media_key}
+    completed = conn.execute(
+        update(file)
+        .where(file.c.id == file_id, ~file.c.complete, or_(file.c.expires.is_(None), file.c.expires > now))
+        .values(size=size, digest=digest, content_type=content_type, complete=True, **where)
+    )
+    return completed.rowcount == 1
+
+
+def get_file(conn: Connection, file_id: str) -> FileRecord | None:
+    row = conn.execute(select(*file.c).where(file.c.id == file_id)).mappings().one_or_none()
+    return None if row is None else to_file(row)
+
+
+def expired_files(conn: Connection, now: float, limit: int) -> list[FileRecord]:
+    """List files past their expiry, oldest first; their bytes go first, then `drop_files`."""
+    rows = conn.execute(
+        select(*file.c).where(file.c.expires <= now).order_by(file.c.expires).limit(limit)
+    ).mappings()
+    return [to_file(row) for row in rows]
+
+
+def drop_files(conn: Connection, ids: Sequence[str]) -> None:
+    conn.execute(delete(file).where(file.c.id.in_(ids)))

@@ -1,0 +1,106 @@
+"""Opening the store: brings the schema up to date, then serves writes and reads.
+
+    store = open_store("sqlite:////var/lib/stillmotion/stillmotion.db")
+    await store.write(lambda conn: submit(conn, new, now))
+    await store.read(lambda conn: get(conn, request_id))
+
+Writes of one process go through one thread and share COMMITs (`writer.py`); reads see every write that was
+acknowledged before them.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import URL, Connection, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from stillmotion.errors import DataRefused, UserError
+from stillmotion.store.databases import READERS, is_sqlite, open_readers, open_writer, sqlite_path
+from stillmotion.store.migrate import bring_up_to_date
+from stillmotion.store.writer import Writer, closed, unavailable
+
+T = TypeVar("T")
+
+
+class Store:
+    """One open database; made by `open_store`."""
+
+    def __init__(self, url: URL) -> None:
+        self._url = url
+        writer = open_writer(url)
+        # After a kill the first connection replays SQLite's log; a reading one is not the one to do that.
+        writer.connect().close()
+        self._writer = Writer(writer)
+        self._readers = open_readers(url)
+        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
+        self.closed = False
+
+    async def write(self, operation: Callable[[Connection], T]) -> T:
+        """Run an operation on the writing connection; return once its COMMIT is on disk."""
+        return await self._writer.write(operation)
+
+    async def read(self, operation: Callable[[Connection], T]) -> T:
+        """Run an operation on a reading connection, in one transaction."""
+        if self.closed:
+            raise closed()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.read_now, operation)
+
+    def write_now(self, operation: Callable[[Connection], T]) -> T:
+        """Do as `write` does, blocking the calling thread."""
+        return self._writer.write_now(operation)
+
+    def read_now(self, operation: Callable[[Connection], T]) -> T:
+        """Do as `read` does, blocking the calling thread."""
+        try:
+            with self._readers.connect() as conn, conn.begin():
+                return operation(conn)
+        except (OperationalError, PoolTimeout) as error:
+            raise unavailable(error) from error
+
+    async def close(self) -> None:
+        """Finish what is under way, fail what waits, close every connection."""
+        await asyncio.to_thread(self.close_now)
+
+    def close_now(self) -> None:
+        self.closed = True
+        self._threads.shutdown()
+        # Readers first: the writer's connection is the last to go and so makes the final checkpoint.
+        self._readers.dispose()
+        self._writer.close()
+
+    def backup(self, target: Path) -> None:
+        """Copy the database, as of now, into a new SQLite file while others go on writing."""
+        if not is_sqlite(self._url):
+            raise UserError("The state is in PostgreSQL; back it up with pg_dump.")
+        if target.exists():
+            raise UserError(f"{target} exists; name a file that does not, so that no backup is overwritten.")
+        source = f"{sqlite_path(self._url).absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(source, uri=True)) as live, closing(sqlite3.connect(target)) as copy:
+            live.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+
+
+def open_store(url: str) -> Store:
+    """Open the database at a URL, creating or migrating it; raises DataRefused with what to do."""
+    try:
+        parsed = make_url(url)
+        bring_up_to_date(parsed)
+        return Store(parsed)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise DataRefused(
+            f"The database URL is not usable: {error}. "
+            "Use sqlite:////absolute/path or postgresql+psycopg://user@host/name."
+        ) from error
+    except ModuleNotFoundError as error:
+        raise DataRefused(
+            f"The database driver {error.name} is not installed. "
+            "For PostgreSQL: pip install 'stillmotion[postgres]'."
+        ) from error
+    except DBAPIError as error:
+        raise DataRefused(f"The database cannot be opened: {error.orig}") from error

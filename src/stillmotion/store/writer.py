@@ -1,0 +1,200 @@
+"""The writing thread: operations that wait while a COMMIT is under way share the next one.
+
+What it promises:
+- an operation runs in its own SAVEPOINT; its exception goes to its caller and harms no other;
+- a result is released only after the COMMIT that keeps it; when that fails, every caller of the batch gets
+  StoreUnavailable and nothing was acknowledged. (Should PostgreSQL vanish during COMMIT itself, the batch
+  may yet have been kept: a refused submit can then still run, never the other way round.)
+- a caller that was cancelled meanwhile, or whose loop is gone, disturbs nobody; its operation still counts;
+- after `close` nothing more is taken, and what still waits fails with StoreUnavailable.
+"""
+
+import asyncio
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+
+from stillmotion.errors import StoreUnavailable
+
+T = TypeVar("T")
+
+#: Most operations that share one COMMIT.
+BATCH = 256
+#: Times an operation may meet a deadlock with another PostgreSQL client before its caller is told.
+DEADLOCK_TRIES = 3
+_DEADLOCK = "40P01"
+
+Loop = asyncio.AbstractEventLoop
+
+
+class Waiting:
+    """One operation on its way; filled in by the writing thread, then released to its caller."""
+
+    def __init__(
+        self,
+        operation: Callable[[Connection], Any],
+        future: "asyncio.Future[Any] | Future[Any]",
+        loop: Loop | None,
+    ) -> None:
+        self.operation = operation
+        self.future = future
+        self.loop = loop
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.deadlocks = 0
+
+    def release(self) -> None:
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+class _Savepoint:
+    """Keeps one operation's failure from its neighbours; the error stays with the operation."""
+
+    def __init__(self, conn: Connection, waiting: Waiting) -> None:
+        self._conn = conn
+        self._waiting = waiting
+
+    def __enter__(self) -> None:
+        self._conn.exec_driver_sql("SAVEPOINT operation")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            self._conn.exec_driver_sql("RELEASE SAVEPOINT operation")
+            return False
+        if not isinstance(error, Exception):
+            return False
+        try:
+            self._conn.exec_driver_sql("ROLLBACK TO SAVEPOINT operation")
+            self._conn.exec_driver_sql("RELEASE SAVEPOINT operation")
+        except SQLAlchemyError:
+            # The database gave up the whole transaction (disk full, connection lost), and with it the
+            # batch; the first error tells why.
+            if isinstance(error, SQLAlchemyError):
+                return False
+            raise
+        self._waiting.error = unavailable(error) if isinstance(error, OperationalError) else error
+        return True
+
+
+class Writer:
+    """Owns the writing connection and the thread that uses it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._waiting: deque[Waiting] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    async def write(self, operation: Callable[[Connection], T]) -> T:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._enqueue(Waiting(operation, future, loop))
+        return await future
+
+    def write_now(self, operation: Callable[[Connection], T]) -> T:
+        future: Future[T] = Future()
+        self._enqueue(Waiting(operation, future, None))
+        return future.result()
+
+    def close(self) -> None:
+        """Finish the batch under way, fail what waits behind it, and give the connection back."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+        self._engine.dispose()
+
+    def _enqueue(self, waiting: Waiting) -> None:
+        with self._wake:
+            if self._closed:
+                raise closed()
+            self._waiting.append(waiting)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while batch := self._collect():
+            again = self._commit(batch)
+            with self._wake:
+                self._waiting.extendleft(reversed(again))
+            _release([waiting for waiting in batch if waiting not in again])
+        left = list(self._waiting)
+        self._waiting.clear()
+        for waiting in left:
+            waiting.error = closed()
+        _release(left)
+
+    def _collect(self) -> list[Waiting]:
+        with self._wake:
+            while not self._waiting and not self._closed:
+                self._wake.wait()
+            if self._closed:
+                return []
+            return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+
+    def _commit(self, batch: Sequence[Waiting]) -> list[Waiting]:
+        """Run a batch in one transaction; return the operations to be tried again."""
+        try:
+            with self._engine.connect() as conn, conn.begin():
+                for waiting in batch:
+                    with _Savepoint(conn, waiting):
+                        waiting.result = waiting.operation(conn)
+        except SQLAlchemyError as error:
+            for waiting in batch:
+                waiting.error = unavailable(error)
+            return []
+        return [waiting for waiting in batch if _may_try_again(waiting)]
+
+
+def unavailable(error: SQLAlchemyError) -> StoreUnavailable:
+    """Say that the database did not do it; the driver's words stay, the statement and its values do not."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    failure = StoreUnavailable(f"The database is not available: {cause}. Nothing was kept; try again.")
+    failure.__cause__ = cause
+    return failure
+
+
+def closed() -> StoreUnavailable:
+    return StoreUnavailable("The server is shutting down and takes no more work; nothing was kept.")
+
+
+def _may_try_again(waiting: Waiting) -> bool:
+    cause = waiting.error.__cause__ if waiting.error is not None else None
+    if cause is None or getattr(cause, "sqlstate", None) != _DEADLOCK or waiting.deadlocks == DEADLOCK_TRIES:
+        return False
+    waiting.deadlocks += 1
+    waiting.error = None
+    return True
+
+
+def _release(settled: Sequence[Waiting]) -> None:
+    by_loop: defaultdict[Loop, list[Waiting]] = defaultdict(list)
+    for waiting in settled:
+        if waiting.loop is None:
+            waiting.release()
+        else:
+            by_loop[waiting.loop].append(waiting)
+    for loop, group in by_loop.items():
+        # A closed loop has nobody left who waits.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_release_here, group)
+
+
+def _release_here(group: Sequence[Waiting]) -> None:
+    for waiting in group:
+        waiting.release()
