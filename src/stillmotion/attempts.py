@@ -1,0 +1,179 @@
+"""One attempt at one request, from its claim to the transaction that ends it."""
+
+import asyncio
+import secrets
+from collections.abc import Coroutine
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from stillmotion import ids
+from stillmotion.endpoints import ENDPOINTS
+from stillmotion.errors import InputRefused
+from stillmotion.media.store import MediaStore
+from stillmotion.runners import Notes, Reply, Runner
+from stillmotion.store import queue
+from stillmotion.store.endings import CANCELLED
+from stillmotion.store.files import add_file
+from stillmotion.store.logs import append_logs
+from stillmotion.types import Assignment, Ending, Failure, FileRecord, Film, Level, Outcome, Request
+
+#: Names in an attempt's scratch folder.
+PICTURE, FILM = "picture.png", "film.mp4"
+
+
+class Stop(Enum):
+    """Why the worker, not the runner, ends an attempt."""
+
+    #: The caller asked.
+    CANCELLED = auto()
+    #: The lease is lost or could not be renewed; another worker may have the request.
+    LOST = auto()
+    #: This worker ends.
+    ENDING = auto()
+
+
+class Stopped(Exception):
+    """Raised inside an attempt that was stopped before its runner had it."""
+
+
+def film_key(request_id: str, attempt: int) -> str:
+    return f"films/{request_id}/{attempt}/{FILM}"
+
+
+class Attempt:
+    """What the worker holds while a request is its own."""
+
+    def __init__(
+        self, request: Request, runner: Runner, notes: Notes, scratch: Path, held_until: float
+    ) -> None:
+        self.request = request
+        self.key = (request.id, request.attempt)
+        self.folder = scratch / request.id / str(request.attempt)
+        self.runner = runner
+        self.notes = notes
+        #: Monotonic second by which the lease must be renewed, else the work is dropped.
+        self.held_until = held_until
+        self.stop: Stop | None = None
+        #: Monotonic second at which a cancelled runner is killed.
+        self.kill_at: float | None = None
+        #: True while the runner works on it.
+        self.running = False
+        #: How the runner died on it, if it did.
+        self.crash: str | None = None
+        #: Seconds the finished film took to reach the media store.
+        self.publish_s = 0.0
+        self._preparing: asyncio.Task[None] | None = None
+
+    async def prepare(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work` before the runner gets the job; raises Stopped as soon as the attempt is stopped."""
+        self._preparing = asyncio.create_task(work)
+        [problem] = await asyncio.gather(self._preparing, return_exceptions=True)
+        if self.stop is not None:
+            raise Stopped
+        if problem is not None:
+            raise problem
+
+    def cancel(self, kill_at: float) -> None:
+        """Ask the runner to stop, and remember when asking is over."""
+        if self.stop is not None:
+            return
+        self.stop = Stop.CANCELLED
+        self.kill_at = kill_at
+        if self.running:
+            self.runner.cancel(*self.key)
+        self._stop_preparing()
+
+    def drop(self, why: Stop) -> None:
+        """Stop at once; what the runner holds is thrown away."""
+        self.stop = why
+        if self.running:
+            self.runner.kill("was stopped by its worker")
+        self._stop_preparing()
+
+    def _stop_preparing(self) -> None:
+        if self._preparing is not None:
+            self._preparing.cancel()
+
+    def assignment(self) -> Assignment:
+        endpoint = ENDPOINTS.get(self.request.endpoint)
+        if endpoint is None:
+            raise InputRefused(
+                f"This server no longer offers {self.request.endpoint}.", kind="not_found", status=404
+            )
+        picture = self.folder / PICTURE if self.request.picture is not None else None
+        return endpoint.assignment(self.request, picture, self.folder / FILM)
+
+    async def publish_film(self, media: MediaStore, now: float, keep_s: float) -> FileRecord:
+        """Move the finished film into the media store; its record is written with the ending."""
+        key = film_key(*self.key)
+        size, digest = await media.publish(self.folder / FILM, key)
+        return FileRecord(
+            id=ids.file_id(),
+            key_id=self.request.key_id,
+            request_id=self.request.id,
+            name=f"{secrets.token_hex(8)}.mp4",
+            content_type="video/mp4",
+            media_key=key,
+            size=size,
+            digest=digest,
+            created=now,
+            expires=now + keep_s,
+            complete=True,
+        )
+
+    def leftovers(self) -> list[str]:
+        """Name the films of earlier attempts whose server died between publishing and writing the end."""
+        return [film_key(self.key[0], attempt) for attempt in range(1, self.key[1])]
+
+    def tell_crash(self, max_crashes: int) -> None:
+        """Tell the caller's log that the runner died, and what follows."""
+        if self.request.crashes + 1 < max_crashes:
+            self.notes.log(f"runner died ({self.crash}), the request runs again", Level.WARN)
+        else:
+            self.notes.log(f"runner died ({self.crash}) once too often, the request fails", Level.ERROR)
+
+    def write_end(
+        self, conn: Connection, reply: Reply | None, film: FileRecord | None, now: float, max_crashes: int
+    ) -> bool:
+        """Write how the attempt ended, in one transaction; False when it is no longer this worker's."""
+        if reply is not None:
+            ended = queue.finish(conn, *self.key, self._ending(reply, film), self.notes.lines, now)
+            if ended and film is not None:
+                add_file(conn, film)
+            return ended
+        if self.notes.lines and not append_logs(conn, *self.key, self.notes.lines):
+            return False
+        if self.crash is None:
+            return queue.give_back(conn, *self.key, now)
+        return queue.crashed(conn, *self.key, now=now, max_crashes=max_crashes) is not None
+
+    def _ending(self, reply: Reply, film: FileRecord | None) -> Ending:
+        fingerprint = self.runner.fingerprint
+        if isinstance(reply, Film):
+            assert film is not None and self.notes.began is not None
+            return Ending(
+                outcome=Outcome.OK,
+                result={"file": film.id, "seed": self.request.input["seed"]},
+                fingerprint=fingerprint,
+                timings={
+                    **reply.timings,
+                    "queue": self.notes.began - self.request.created,
+                    "publish": self.publish_s,
+                },
+            )
+        if isinstance(reply, Failure):
+            return Ending(outcome=Outcome.ERROR, failure=reply, fingerprint=fingerprint)
+        return CANCELLED
+
+    def outcome(self, reply: Reply | None) -> str:
+        """One word or two for the server's own log."""
+        if self.crash is not None:
+            return f"crashed ({self.crash})"
+        if isinstance(reply, Film):
+            return "made"
+        if isinstance(reply, Failure):
+            return f"failed kind={reply.kind}"
+        return "given back" if reply is None else "cancelled"

@@ -1,0 +1,218 @@
+"""The runner: a child process that holds one device, loads an engine and makes one film at a time.
+
+Started by the worker as `python -m stillmotion.runner --engine MODULE:FUNCTION --fd N --parent PID`.
+It speaks newline JSON over the inherited socket N, at most LINE_LIMIT bytes a line:
+
+    in   open {settings}   run {assignment}   cancel {request_id, attempt}
+    out  ready {fingerprint, device, summary, load_s}   fatal {message}   alive {still_s}
+         started {}   log {message, level}   progress {stage, step, steps}
+         done {film}   failed {failure, trace}   cancelled {}         each with request_id, attempt
+
+Promises: it never outlives its parent (PR_SET_PDEATHSIG, and its socket closing); an exception in the
+engine fails that request alone; what it prints is the worker's to read, on plain pipes. It opens no
+database and no network connection.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import errno
+import importlib
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from stillmotion.errors import InputRefused, RequestCancelled, StillmotionError
+from stillmotion.reporting import Report
+from stillmotion.types import Assignment, Failure, Film, Level
+
+LINE_LIMIT = 1024 * 1024  # bytes
+TEXT_LIMIT = 32 * 1024  # characters of one log message or traceback
+ALIVE_S = 1.0
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class Engine(Protocol):
+    """What `--engine` opens."""
+
+    fingerprint: str
+    device: str
+    #: One line for people: which weights, where.
+    summary: str
+
+    def make(self, assignment: Assignment, report: Report) -> Film: ...
+
+
+OpenEngine = Callable[[Mapping[str, Any]], Engine]
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have ended before the call above; then nobody would ever send the signal.
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def find_engine(name: str) -> OpenEngine:
+    """Import `module:function`; the working directory is searched last, so it shadows nothing."""
+    sys.path.append(str(Path.cwd()))
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+class Link:
+    """The socket to the worker; threads may send at the same time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._turn = threading.Lock()
+        self._lines = connection.makefile("rb")
+
+    def receive(self) -> dict[str, Any]:
+        line = self._lines.readline(LINE_LIMIT + 1)
+        if not line.endswith(b"\n"):
+            os._exit(0)  # the worker is gone: nobody wants this film, another runner may want the device
+        return json.loads(line)
+
+    def send(self, kind: str, **fields: Any) -> None:
+        line = json.dumps({"type": kind, **fields}).encode() + b"\n"
+        try:
+            with self._turn:
+                self._connection.sendall(line)
+        except OSError:
+            os._exit(0)
+
+
+class Telling(Report):
+    """The report of one attempt."""
+
+    def __init__(self, link: Link, assignment: Assignment, cancelled: set[tuple[str, int]]) -> None:
+        self._link = link
+        self._cancelled = cancelled
+        self.key = (assignment.request_id, assignment.attempt)
+        self.moved = time.monotonic()
+
+    def send(self, kind: str, **fields: Any) -> None:
+        self._link.send(kind, request_id=self.key[0], attempt=self.key[1], **fields)
+
+    def log(self, message: str, level: Level = Level.INFO) -> None:
+        self.moved = time.monotonic()
+        self.send("log", message=message[:TEXT_LIMIT], level=level)
+
+    def progress(self, stage: str, step: int, steps: int) -> None:
+        self.moved = time.monotonic()
+        self.send("progress", stage=stage, step=step, steps=steps)
+
+    def check_cancelled(self) -> None:
+        self.moved = time.monotonic()
+        if self.key in self._cancelled:
+            raise RequestCancelled(f"Request {self.key[0]} was cancelled.")
+
+
+class Runner:
+    """The life of the process: the main thread works, one thread listens, one says it is alive."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._jobs: queue.SimpleQueue[Assignment] = queue.SimpleQueue()
+        self._cancelled: set[tuple[str, int]] = set()
+        self._telling: Telling | None = None
+
+    def serve(self, open_engine: OpenEngine, settings: Mapping[str, Any]) -> int:
+        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._stay_alive, daemon=True).start()
+        begun = time.monotonic()
+        try:
+            engine = open_engine(settings)
+        except StillmotionError as error:
+            self._link.send("fatal", message=str(error))
+            return 1
+        self._link.send(
+            "ready",
+            fingerprint=engine.fingerprint,
+            device=engine.device,
+            summary=engine.summary,
+            load_s=round(time.monotonic() - begun, 3),
+        )
+        while True:
+            self._make(engine, self._jobs.get())
+
+    def _listen(self) -> None:
+        while True:
+            message = self._link.receive()
+            if message["type"] == "run":
+                self._jobs.put(Assignment.from_json(message["assignment"]))
+            elif message["type"] == "cancel":
+                self._cancelled.add((message["request_id"], message["attempt"]))
+
+    def _stay_alive(self) -> None:
+        while True:
+            telling = self._telling
+            still_s = 0.0 if telling is None else time.monotonic() - telling.moved
+            self._link.send("alive", still_s=round(still_s, 1))
+            time.sleep(ALIVE_S)
+
+    def _make(self, engine: Engine, assignment: Assignment) -> None:
+        telling = self._telling = Telling(self._link, assignment, self._cancelled)
+        telling.send("started")
+        kind, fields = _attempt(engine, assignment, telling)
+        self._telling = None
+        self._cancelled.discard(telling.key)
+        # What was printed must be in the pipes before the worker reads that this attempt is over.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        telling.send(kind, **fields)
+
+
+def _attempt(engine: Engine, assignment: Assignment, telling: Telling) -> tuple[str, dict[str, Any]]:
+    try:
+        telling.check_cancelled()
+        return "done", {"film": asdict(engine.make(assignment, telling))}
+    except RequestCancelled:
+        return "cancelled", {}
+    except InputRefused as refused:
+        return "failed", {"failure": asdict(refused.failure)}
+    # The job border: whatever a model raises is that request's failure, and the runner lives on.
+    except Exception as error:  # noqa: BLE001
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        message = "The server's disk is full." if full else "The model failed while making this video."
+        failure = Failure(
+            status=500,
+            kind="internal_server_error",
+            message=f"{message} The server's log says more, under request {assignment.request_id}.",
+        )
+        return "failed", {"failure": asdict(failure), "trace": traceback.format_exc()[-TEXT_LIMIT:]}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Run one device for a Stillmotion worker.")
+    parser.add_argument("--engine", required=True, help="module:function that opens the engine")
+    parser.add_argument("--fd", type=int, required=True, help="inherited socket to the worker")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the worker")
+    options = parser.parse_args(arguments)
+    die_with_parent(options.parent)
+    # The worker decides when a runner ends; a signal meant for the server must not cut a film short.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        # Short of memory, the kernel shall take the runner, which is replaced, and not the server.
+        Path("/proc/self/oom_score_adj").write_text("500")
+    os.set_inheritable(options.fd, False)
+    link = Link(socket.socket(fileno=options.fd))
+    settings = link.receive()
+    return Runner(link).serve(find_engine(options.engine), settings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

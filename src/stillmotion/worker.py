@@ -1,0 +1,371 @@
+"""The worker: claims requests for its devices, has its runners make them, and publishes what they made.
+
+Invariants:
+- A request is touched only as (id, attempt); the store refuses a stale attempt, and that is no error.
+- Bytes lie whole in the media store before the transaction that names them; a loser's bytes are deleted.
+- A lease that could not be renewed in time ends the work here before anyone else may begin it.
+- Only a runner that died or hung on a request counts as its crash; drain, stop and lost leases do not.
+- A store that does not answer stops nothing for good: every write is tried again, the lease guards it.
+- `run` returns only when every child is reaped.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Connection
+
+from stillmotion.attempts import PICTURE, Attempt, Stop, Stopped
+from stillmotion.clock import Clock
+from stillmotion.errors import InputRefused, RunnerGone, StoreUnavailable
+from stillmotion.lanes import Lane, happens, pause_s
+from stillmotion.media.store import MediaStore
+from stillmotion.pictures import place_picture
+from stillmotion.runners import Cancelled, Notes, Reply, Runner
+from stillmotion.settings import DAY_S, Settings
+from stillmotion.store import queue
+from stillmotion.store.logs import append_logs
+from stillmotion.store.open import Store
+from stillmotion.types import Failure, FileRecord, Film, Readiness, Request
+from stillmotion.wakeup import Wakeup
+
+#: An idle device looks by itself this often; other processes may have written the queue.
+LOOK_S = 1.0
+#: Runners, leases and cancelled work are looked at this often; nothing is read for it.
+WATCH_S = 0.25
+#: Share of the lease that must be left when the work is dropped: 3 s of 20.
+FENCE_SHARE = 0.15
+RETRY_FIRST_S, RETRY_LAST_S = 0.2, 5.0
+
+log = logging.getLogger("stillmotion.worker")
+
+
+class Worker:
+    """All devices of one machine for one profile; belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        media: MediaStore,
+        clock: Clock,
+        wakeup: Wakeup,
+        profile: str,
+        devices: Sequence[str],
+        engine: str = "stillmotion.engine:open",
+    ) -> None:
+        self.fingerprint: str | None = None
+        self._settings = settings
+        self._store = store
+        self._media = media
+        self._clock = clock
+        self._wakeup = wakeup
+        self._profile = profile
+        self._engine = engine
+        self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._ledger = asyncio.Lock()
+        self._news = asyncio.Event()
+        self._ending = asyncio.Event()
+        self._stopped = False
+        self._lanes = [Lane(device, self._ending, lambda: wakeup.notify("queue")) for device in devices]
+
+    async def run(self) -> None:
+        """Work until `drain` or `stop`; every child is gone when this returns."""
+        async with asyncio.TaskGroup() as around:
+            clocks = [
+                around.create_task(clock())
+                for clock in (self._keep_leases, self._flush_news, self._watch, self._sweep)
+            ]
+            async with asyncio.TaskGroup() as lanes:
+                for lane in self._lanes:
+                    lanes.create_task(self._work(lane))
+            for task in clocks:
+                task.cancel()
+
+    def drain(self) -> None:
+        """Claim nothing more; what runs may finish within `drain_grace_s`, then it is given back."""
+        if self._ending.is_set():
+            return
+        log.info("worker drains running=%d", len(self._attempts))
+        self._ending.set()
+        self._wakeup.notify("queue")
+        asyncio.get_running_loop().call_later(self._settings.drain_grace_s, self.stop)
+        busy = {attempt.runner for attempt in self._attempts.values()}
+        for lane in self._lanes:
+            if lane.runner not in busy:
+                lane.end()
+
+    def stop(self) -> None:
+        """End at once: kill every runner and give running requests back to their places."""
+        self._stopped = True
+        self._ending.set()
+        self._wakeup.notify("queue")
+        for attempt in self._attempts.values():
+            attempt.drop(Stop.ENDING)
+        for lane in self._lanes:
+            lane.end()
+
+    def readiness(self) -> Readiness:
+        if self._ending.is_set():
+            return Readiness(ready=False, reason="the server is shutting down")
+        ready = [lane.device for lane in self._lanes if lane.ready]
+        if ready:
+            return Readiness(ready=True, reason=f"ready on {', '.join(ready)}")
+        return Readiness(ready=False, reason="; ".join(lane.reason for lane in self._lanes))
+
+    # The life of one device
+
+    async def _work(self, lane: Lane) -> None:
+        try:
+            while not self._ending.is_set():
+                runner = lane.runner
+                if runner is None or runner.is_gone:
+                    await self._start(lane)
+                elif (request := await self._claim(lane)) is None:
+                    await self._wakeup.wait("queue", LOOK_S)
+                else:
+                    await self._serve(lane, runner, request)
+        finally:
+            await lane.ended()
+
+    async def _start(self, lane: Lane) -> None:
+        opening = {
+            "profile": self._profile,
+            "device": lane.device,
+            "data_dir": str(self._settings.data_dir.absolute()),
+        }
+        await lane.start(self._engine, opening, self._settings.start_timeout_s)
+        if lane.ready and lane.runner is not None:
+            self.fingerprint = lane.runner.fingerprint
+
+    async def _claim(self, lane: Lane) -> Request | None:
+        owner = f"{socket.gethostname()}:{os.getpid()}:{lane.device}"
+        now = self._clock.now()
+        try:
+            return await self._store.write(
+                lambda conn: queue.claim_next(
+                    conn, profile=self._profile, owner=owner, now=now, lease_s=self._settings.lease_s
+                )
+            )
+        except StoreUnavailable as error:
+            log.warning("queue not reachable device=%s: %s", lane.device, error)
+            await happens(self._ending, RETRY_LAST_S)
+            return None
+
+    # The life of one attempt
+
+    async def _serve(self, lane: Lane, runner: Runner, request: Request) -> None:
+        scratch = self._settings.data_dir.absolute() / "scratch"
+        attempt = Attempt(request, runner, Notes(self._clock, self._news), scratch, self._fence())
+        self._attempts[attempt.key] = attempt
+        log.info("%s started attempt=%d device=%s", *attempt.key, lane.device)
+        attempt.notes.log(f"started on {lane.device}" + (" again" if request.attempt > 1 else ""))
+        self._wakeup.notify(f"request:{request.id}")
+        try:
+            reply = await self._make(attempt)
+            if reply is not None:
+                lane.starts = 0
+            await self._settle(attempt, reply)
+        finally:
+            self._attempts.pop(attempt.key, None)
+            await asyncio.to_thread(shutil.rmtree, scratch / request.id, ignore_errors=True)
+        self._wakeup.notify("queue")
+
+    async def _make(self, attempt: Attempt) -> Reply | None:
+        """Have the film made; None when there is no answer: the runner died, or the attempt was stopped."""
+        request_id = attempt.key[0]
+        try:
+            await attempt.prepare(self._place_inputs(attempt))
+            assignment = attempt.assignment()
+            attempt.running = True
+            return await attempt.runner.run(assignment, attempt.notes)
+        except InputRefused as refused:
+            return refused.failure
+        except StoreUnavailable as error:
+            log.warning("%s is given back, its picture's record cannot be read: %s", request_id, error)
+        except OSError as error:
+            log.error("%s cannot be prepared: %s", request_id, error)
+            return _broken(error)
+        except (Stopped, RunnerGone) as end:
+            if attempt.stop is Stop.CANCELLED:
+                return Cancelled()
+            # A runner that died before it took the job did not die of it.
+            if attempt.stop is None and attempt.notes.began is not None:
+                attempt.crash = str(end)
+        finally:
+            attempt.running = False
+        return None
+
+    async def _place_inputs(self, attempt: Attempt) -> None:
+        attempt.folder.mkdir(parents=True, exist_ok=True)
+        if attempt.request.picture is not None:
+            await place_picture(
+                attempt.request.picture,
+                attempt.folder / PICTURE,
+                settings=self._settings,
+                store=self._store,
+                media=self._media,
+                clock=self._clock,
+            )
+
+    async def _settle(self, attempt: Attempt, reply: Reply | None) -> None:
+        """Publish what became of the attempt; a refusal means that it was no longer ours."""
+        began = self._clock.monotonic()
+        film: FileRecord | None = None
+        if isinstance(reply, Film):
+            try:
+                keep_s = self._settings.output_days * DAY_S
+                film = await attempt.publish_film(self._media, self._clock.now(), keep_s)
+            except OSError as error:
+                log.error("%s cannot be published: %s", attempt.key[0], error)
+                reply = _broken(error)
+        attempt.publish_s = self._clock.monotonic() - began
+        crashes = self._settings.max_crashes
+        if attempt.crash is not None:
+            attempt.tell_crash(crashes)
+        kept = await self._persist(
+            lambda conn: attempt.write_end(conn, reply, film, self._clock.now(), crashes)
+        )
+        del self._attempts[attempt.key]
+        self._wakeup.notify(f"request:{attempt.key[0]}")
+        log.info("%s %s attempt=%d kept=%s", attempt.key[0], attempt.outcome(reply), attempt.key[1], kept)
+        unwanted = [] if film is None or kept else [film.media_key]
+        if reply is not None and kept:
+            unwanted += attempt.leftovers()
+        try:
+            await self._media.delete(unwanted)
+        except OSError as error:
+            log.error("%s films not deleted keys=%s: %s", attempt.key[0], unwanted, error)
+
+    async def _persist(self, operation: Callable[[Connection], bool]) -> bool:
+        """Write until the store takes it; a worker told to stop tries once, a restart re-queues the rest."""
+        tries = 0
+        while True:
+            try:
+                async with self._ledger:
+                    return await self._store.write(operation)
+            except StoreUnavailable as error:
+                tries += 1
+                log.warning("ending not written tries=%d: %s", tries, error)
+            if self._stopped:
+                return False
+            await asyncio.sleep(pause_s(tries, RETRY_FIRST_S, RETRY_LAST_S))
+
+    # The clocks
+
+    async def _keep_leases(self) -> None:
+        hint = self._next_hint()
+        try:
+            while True:
+                await hint
+                # Listening again before the store is read: a cancel falls into no gap.
+                hint = self._next_hint()
+                await self._renew()
+        finally:
+            hint.cancel()
+
+    def _next_hint(self) -> asyncio.Task[bool]:
+        return asyncio.create_task(self._wakeup.wait("worker", self._settings.heartbeat_s))
+
+    async def _flush_news(self) -> None:
+        while True:
+            await self._news.wait()
+            await asyncio.sleep(self._settings.log_flush_s)
+            self._news.clear()
+            await self._renew()
+
+    async def _renew(self) -> None:
+        """Write what the attempts told, extend their leases and learn of cancels, in one transaction."""
+        async with self._ledger:
+            held = list(self._attempts.values())
+            if not held:
+                return
+            told = [(attempt, list(attempt.notes.lines), attempt.notes.progress) for attempt in held]
+            fence = self._fence()
+            now = self._clock.now()
+
+            def write(conn: Connection) -> dict[tuple[str, int], bool]:
+                for attempt, lines, _ in told:
+                    if lines:
+                        append_logs(conn, *attempt.key, lines)
+                return queue.renew(
+                    conn,
+                    [attempt.key for attempt in held],
+                    now=now,
+                    lease_s=self._settings.lease_s,
+                    progress={attempt.key[0]: progress for attempt, _, progress in told if progress},
+                )
+
+            try:
+                answers = await self._store.write(write)
+            except StoreUnavailable as error:
+                log.warning("leases not renewed running=%d: %s", len(held), error)
+                return
+            kill_at = self._clock.monotonic() + self._settings.cancel_grace_s
+            for attempt, lines, progress in told:
+                attempt.notes.written(len(lines), progress)
+                if attempt.key not in answers:
+                    self._lose(attempt, "someone else has it")
+                    continue
+                attempt.held_until = fence
+                if answers[attempt.key]:
+                    attempt.cancel(kill_at)
+                if lines or progress:
+                    self._wakeup.notify(f"request:{attempt.key[0]}")
+
+    async def _watch(self) -> None:
+        """Act on time alone: leases not renewed, cancels not obeyed, runners not heard."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = self._clock.monotonic()
+            for attempt in self._attempts.values():
+                if now > attempt.held_until:
+                    self._lose(attempt, "its lease could not be renewed")
+                elif attempt.running and attempt.kill_at is not None and now > attempt.kill_at:
+                    attempt.runner.kill("did not stop when cancelled")
+            for lane in self._lanes:
+                if lane.runner is not None and lane.runner.ready:
+                    lane.runner.watch(WATCH_S, self._settings.lease_s, self._settings.stall_timeout_s)
+
+    async def _sweep(self) -> None:
+        """Free lapsed requests and fail late ones, whoever left them; workers may do so side by side."""
+        while True:
+            await asyncio.sleep(pause_s(1, self._settings.sweep_s, self._settings.sweep_s))
+            # First our own leases: a wall clock that jumped ahead must not make them lapse.
+            await self._renew()
+            now = self._clock.now()
+            try:
+                freed, late = await self._store.write(
+                    lambda conn, now=now: (queue.lapse(conn, now), queue.expire_waiting(conn, now))
+                )
+            except StoreUnavailable as error:
+                log.warning("queue not swept: %s", error)
+                continue
+            for request_id in freed:
+                log.warning("%s lapsed", request_id)
+            for request_id in late:
+                log.info("%s expired before it started", request_id)
+            for request_id in (*freed, *late):
+                self._wakeup.notify(f"request:{request_id}")
+            if freed or late:
+                self._wakeup.notify("queue")
+
+    def _fence(self) -> float:
+        return self._clock.monotonic() + self._settings.lease_s * (1 - FENCE_SHARE)
+
+    def _lose(self, attempt: Attempt, why: str) -> None:
+        if attempt.stop is not Stop.LOST:
+            log.warning("%s lost attempt=%d: %s", *attempt.key, why)
+            attempt.drop(Stop.LOST)
+
+
+def _broken(error: OSError) -> Failure:
+    return Failure(
+        status=500,
+        kind="internal_server_error",
+        message=f"The server could not write or read a file: {error.strerror or type(error).__name__}.",
+    )

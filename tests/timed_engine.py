@@ -1,0 +1,132 @@
+"""An engine on a timetable: real child process, real small MP4, and faults on request.
+
+Given to the server as `--engine tests.timed_engine:open`. The prompt is the timetable; every word that is
+not one of these is ignored, so any sentence is a prompt:
+
+    steps=4        denoising steps (default: the request's own, else 4)
+    pause=0.05     seconds each step takes (default 0.01)
+    frames=25      frames of the film
+    print=WORD     print WORD to stdout and to stderr at step 1; print=flood prints 10 MB,
+                   print=bytes invalid UTF-8
+    crash_at=2     SIGKILL itself at that step          exit_at=2     sys.exit(3)
+    hang_at=2      wait for ever                        garbage_at=2  write rubbish into the protocol
+    raise_at=2     raise RuntimeError                   refuse_at=2   raise InputRefused for `prompt`
+    until=2        faults happen in attempts up to this one only (default: in all)
+    ignore_cancel  never look at the cancel flag
+
+Equal input and seed give equal bytes. The picture's mean colour is the film's background.
+"""
+
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from stillmotion.errors import InputRefused, WeightsMissing
+from stillmotion.reporting import Report
+from stillmotion.types import Assignment, Film
+from stillmotion.video import VideoWriter
+
+FRAMES = 25
+#: Side of a film whose size the request leaves open.
+SIDE = 256
+
+
+class TimedEngine:
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.fingerprint = f"timed-{device}"
+        self.summary = f"timed engine on {device}"
+
+    def make(self, assignment: Assignment, report: Report) -> Film:
+        table = read_timetable(assignment.prompt or "")
+        steps = int(table.get("steps", assignment.steps or 4))
+        pause_s = float(table.get("pause", 0.01))
+        begun = time.monotonic()
+        for step in range(1, steps + 1):
+            if "ignore_cancel" not in table:
+                report.check_cancelled()
+            if step == 1 and "print" in table:
+                say(table["print"])
+            if assignment.attempt <= int(table.get("until", assignment.attempt)):
+                misbehave(table, step)
+            time.sleep(pause_s)
+            report.log(f"step {step}/{steps} ({pause_s:.2f} s)")
+            report.progress("denoise", step, steps)
+        denoised = time.monotonic()
+        width, height = assignment.width or SIDE, assignment.height or SIDE
+        frames = draw(assignment, width, height, int(table.get("frames", FRAMES)))
+        with VideoWriter(Path(assignment.output), width, height, assignment.fps) as writer:
+            writer.write(frames)
+        timings = {"denoise": denoised - begun, "decode": time.monotonic() - denoised}
+        return Film(width=width, height=height, frames=len(frames), timings=timings)
+
+
+def read_timetable(prompt: str) -> dict[str, str]:
+    words = (word.partition("=") for word in prompt.split())
+    return {name: value for name, _, value in words}
+
+
+def say(word: str) -> None:
+    if word == "flood":
+        print("x" * 99 + "\n", end="", flush=True)
+        for _ in range(100):
+            os.write(1, (b"x" * 99 + b"\n") * 1000)
+    elif word == "bytes":
+        os.write(1, b"caf\xe9 \x00 done\n")
+    else:
+        print(word)
+        print(word, file=sys.stderr)
+
+
+def misbehave(table: Mapping[str, str], step: int) -> None:
+    if table.get("crash_at") == str(step):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if table.get("exit_at") == str(step):
+        sys.exit(3)
+    if table.get("hang_at") == str(step):
+        threading.Event().wait()
+    if table.get("garbage_at") == str(step):
+        os.write(int(sys.argv[sys.argv.index("--fd") + 1]), b"rubbish, not a message\n")
+    if table.get("raise_at") == str(step):
+        raise RuntimeError("told to raise by the timetable")
+    if table.get("refuse_at") == str(step):
+        raise InputRefused("`prompt` asks to be refused.", field="prompt")
+
+
+def draw(assignment: Assignment, width: int, height: int, frames: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A square crosses a plain background; colours come from the seed, the prompt and the picture."""
+    words = f"{assignment.seed} {assignment.prompt} {assignment.motion_bucket_id} {assignment.cond_aug}"
+    digest = hashlib.sha256(words.encode()).digest()
+    background = list(digest[:3])
+    if assignment.picture is not None:
+        with Image.open(assignment.picture) as picture:
+            background = [round(value) for value in np.asarray(picture.convert("RGB")).mean((0, 1))]
+    film = np.empty((frames, height, width, 3), np.uint8)
+    film[:] = background
+    side = min(width, height) // 4
+    for index in range(frames):
+        left = (width - side) * index // max(frames - 1, 1)
+        film[index, side : 2 * side, left : left + side] = list(digest[3:6])
+    return film
+
+
+def open(settings: Mapping[str, Any]) -> TimedEngine:
+    return TimedEngine(settings["device"])
+
+
+def open_without_weights(settings: Mapping[str, Any]) -> TimedEngine:
+    raise WeightsMissing(f"unet.safetensors is missing for profile {settings['profile']}.")
+
+
+def open_and_exit(settings: Mapping[str, Any]) -> TimedEngine:
+    print("no such device", file=sys.stderr)
+    sys.exit(4)

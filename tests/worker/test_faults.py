@@ -1,0 +1,268 @@
+import logging
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import create_engine, text
+
+from stillmotion.store import queue
+from stillmotion.store.open import Store, open_store
+from stillmotion.types import Level, Outcome, State
+from tests.worker.house import PATIENCE_S, open_house, runners_of
+
+pytestmark = pytest.mark.anyio
+
+LONG = "steps=1000 pause=0.02"
+
+
+async def test_a_killed_runner_is_replaced_and_its_request_runs_again_at_its_old_place(
+    store: Store, tmp_path: Path
+) -> None:
+    async with open_house(store, tmp_path) as house:
+        first = await house.submit("steps=60 pause=0.02")
+        second = await house.submit()
+        await house.at_step(first)
+        before = house.child.pid
+        house.child.kill()
+        row, next_row = await house.ended(first), await house.ended(second)
+        assert (row.outcome, row.attempt, row.crashes, row.ord) == (Outcome.OK, 2, 1, first.ord)
+        assert "runner died (signal 9), the request runs again\nstarted on cpu again" in await house.log(row)
+        assert row.finished is not None
+        assert next_row.finished is not None
+        assert row.finished < next_row.finished
+        assert len(await house.films()) == len(house.film_bytes()) == 2
+        assert house.child.pid != before
+
+
+async def test_a_request_that_kills_its_runner_three_times_fails_and_the_next_succeeds(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        poison, good = await house.submit("crash_at=1"), await house.submit()
+        row = await house.ended(poison)
+        assert row.failure is not None
+        assert (row.failure.status, row.failure.kind) == (500, "runner_disconnected")
+        assert (row.crashes, row.attempt) == (3, 3)
+        assert (await house.ended(good)).outcome is Outcome.OK
+        assert house.worker.readiness().ready
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("exit_at=1", "exit status 3"), ("garbage_at=1", "broke the protocol")],
+)
+async def test_a_runner_that_exits_or_babbles_counts_as_dead(
+    sqlite_store: Store, tmp_path: Path, fault: str, reason: str
+) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        row = await house.ended(await house.submit(f"{fault} until=1 steps=2"))
+        assert (row.outcome, row.attempt, row.crashes) == (Outcome.OK, 2, 1)
+        assert f"runner died ({reason}" in await house.log(row)
+
+
+async def test_an_exception_in_the_model_fails_that_request_alone_and_the_runner_lives_on(
+    sqlite_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        before = house.child.pid
+        with caplog.at_level(logging.ERROR, "stillmotion"):
+            row = await house.ended(await house.submit("raise_at=1"))
+        assert row.failure is not None
+        assert (row.failure.status, row.failure.kind) == (500, "internal_server_error")
+        assert "told to raise" not in row.failure.message + await house.log(row)
+        assert f"{row.id} failed in the model" in caplog.text
+        assert "RuntimeError: told to raise by the timetable" in caplog.text
+        assert (await house.ended(await house.submit())).outcome is Outcome.OK
+        assert house.child.pid == before
+
+
+async def test_a_stopped_runner_is_replaced(sqlite_store: Store, tmp_path: Path) -> None:
+    async with open_house(sqlite_store, tmp_path, lease_s=2) as house:
+        request = await house.submit("steps=50 pause=0.02")
+        await house.at_step(request)
+        house.child.send_signal(signal.SIGSTOP)
+        row = await house.ended(request)
+        assert (row.outcome, row.attempt, row.crashes) == (Outcome.OK, 2, 1)
+        assert "runner died (said nothing for 2 s)" in await house.log(row)
+
+
+async def test_a_model_that_makes_no_step_is_replaced(sqlite_store: Store, tmp_path: Path) -> None:
+    async with open_house(sqlite_store, tmp_path, stall_timeout_s=1) as house:
+        row = await house.ended(await house.submit("hang_at=2 until=1"))
+        assert (row.outcome, row.crashes) == (Outcome.OK, 1)
+        assert "runner died (made no step for 1 s)" in await house.log(row)
+
+
+async def test_a_runner_that_dies_idle_costs_no_request_a_crash(sqlite_store: Store, tmp_path: Path) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        house.child.kill()
+        row = await house.ended(await house.submit())
+        assert (row.outcome, row.crashes) == (Outcome.OK, 0)
+
+
+async def test_readiness_says_why_runners_do_not_start(sqlite_store: Store, tmp_path: Path) -> None:
+    engine = "tests.timed_engine:open_without_weights"
+    async with open_house(sqlite_store, tmp_path, engine=engine, ready=False) as house:
+        await house.until(
+            lambda: "unet.safetensors is missing" in house.worker.readiness().reason, "the reason"
+        )
+        assert not house.worker.readiness().ready
+    engine = "tests.timed_engine:open_and_exit"
+    async with open_house(sqlite_store, tmp_path, engine=engine, ready=False) as house:
+        await house.until(
+            lambda: "(2 in a row): exit status 4: no such device" in house.worker.readiness().reason, "again"
+        )
+
+
+async def test_an_attempt_that_was_overtaken_publishes_nothing(store: Store, tmp_path: Path) -> None:
+    async with open_house(
+        store, tmp_path, heartbeat_s=600, log_flush_s=600, sweep_s=600, lease_s=60
+    ) as house:
+        request = await house.submit("steps=20 pause=0.02")
+        row = await house.becomes(request, lambda row: row.state is State.RUNNING, "running")
+        now = house.clock.now()
+        assert await house.store.write(lambda conn: queue.give_back(conn, row.id, row.attempt, now))
+        newer = await house.store.write(
+            lambda conn: queue.claim_next(conn, profile="pocket", owner="other", now=now, lease_s=60)
+        )
+        assert newer is not None
+        assert (newer.id, newer.attempt) == (row.id, 2)
+        # The device is free again once the refused film is thrown away.
+        assert (await house.ended(await house.submit())).outcome is Outcome.OK
+        after = await house.read(request)
+        assert (after.state, after.owner, after.attempt) == (State.RUNNING, "other", 2)
+        assert [film.request_id != request.id for film in await house.films()] == [True]
+        assert len(house.film_bytes()) == 1
+
+
+async def test_a_film_whose_server_died_before_the_commit_is_removed(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    async with open_house(sqlite_store, tmp_path / "first") as house:
+        made = await house.ended(await house.submit())
+        [film] = await house.films()
+        house.worker.drain()
+        request = await house.submit()
+        now = house.clock.now()
+        dead = await house.store.write(
+            lambda conn: queue.claim_next(conn, profile="pocket", owner="dead", now=now, lease_s=0.01)
+        )
+        assert dead is not None
+        source = tmp_path / "first" / "media" / film.media_key
+        target = tmp_path / "second" / "media" / film.media_key.replace(made.id, request.id)
+        target.parent.mkdir(parents=True)
+        shutil.copy(source, target)
+    async with open_house(sqlite_store, tmp_path / "second") as house:
+        row = await house.ended(request)
+        assert (row.outcome, row.attempt) == (Outcome.OK, 2)
+        await house.until(lambda: not target.exists(), "the orphan is removed")
+        assert len(house.film_bytes()) == 1
+
+
+async def test_a_lost_lease_stops_the_runner(sqlite_store: Store, tmp_path: Path) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        request = await house.submit(LONG)
+        row = await house.at_step(request)
+        child, now = house.child, house.clock.now()
+        # Not through the worker: as another server would that took the lease for lapsed.
+        await house.store.write(lambda conn: queue.give_back(conn, row.id, row.attempt, now))
+        await house.becomes(request, lambda row: row.attempt == 2, "claimed again")
+        assert not child.is_running()
+        assert (await house.read(request)).crashes == 0
+        await house.cancel(request)
+        assert (await house.ended(request)).outcome is Outcome.CANCELLED
+
+
+async def test_work_whose_lease_cannot_be_renewed_is_dropped_before_it_lapses(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    async with open_house(sqlite_store, tmp_path, lease_s=2) as house:
+        request = await house.submit("steps=100 pause=0.02")
+        await house.at_step(request)
+        child = house.child
+        blocker = sqlite3.connect(tmp_path / "stillmotion.db", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        await house.until(lambda: not child.is_running(), "the runner is killed", timeout_s=4)
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        row = await house.ended(request)
+        assert (row.outcome, row.crashes) == (Outcome.OK, 0)
+        assert len(await house.films()) == 1
+
+
+async def test_a_database_that_drops_its_connections_stops_nothing(postgres_url: str, tmp_path: Path) -> None:
+    store = open_store(postgres_url)
+    async with open_house(store, tmp_path) as house:
+        request = await house.submit("steps=60 pause=0.02")
+        await house.at_step(request)
+        engine = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as conn:
+            conn.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        engine.dispose()
+        row = await house.ended(request)
+        assert (row.outcome, row.crashes) == (Outcome.OK, 0)
+    await store.close()
+
+
+async def test_no_runner_survives_its_killed_worker(sqlite_url: str, tmp_path: Path) -> None:
+    lonely = subprocess.Popen(
+        [sys.executable, "-m", "tests.worker.lonely", sqlite_url, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert lonely.stdout is not None
+    assert lonely.stdout.readline() == "running\n"
+    [child] = runners_of(lonely.pid)
+    lonely.kill()
+    lonely.wait(PATIENCE_S)
+    lonely.stdout.close()
+    deadline = time.monotonic() + 2
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the runner outlived its worker by 2 s"
+
+
+async def test_runner_output_while_idle_goes_to_the_server_log(sqlite_store: Store, tmp_path: Path) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        row = await house.ended(await house.submit("print=once"))
+        other = await house.ended(await house.submit())
+        assert await house.printed(row, Level.STDOUT) == ["once"]
+        assert await house.printed(other, Level.STDOUT) == []
+
+
+async def test_signals_meant_for_the_server_do_not_cut_a_film_short(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        request = await house.submit("steps=40 pause=0.02")
+        await house.at_step(request)
+        house.child.send_signal(signal.SIGTERM)
+        house.child.send_signal(signal.SIGINT)
+        row = await house.ended(request)
+        assert (row.outcome, row.attempt) == (Outcome.OK, 1)
+
+
+@pytest.mark.parametrize("place", ["scratch", "media/films"])
+async def test_a_disk_that_cannot_be_written_fails_the_request_and_the_next_succeeds(
+    sqlite_store: Store, tmp_path: Path, place: str
+) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        # A file where a folder must be: the same kind of error as a full disk.
+        (tmp_path / place).write_text("in the way")
+        row = await house.ended(await house.submit())
+        assert row.failure is not None
+        assert (row.failure.status, row.failure.kind) == (500, "internal_server_error")
+        assert "could not write or read a file" in row.failure.message
+        (tmp_path / place).unlink()
+        assert (await house.ended(await house.submit())).outcome is Outcome.OK
+        assert len(house.film_bytes()) == 1
