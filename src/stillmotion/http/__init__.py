@@ -1,0 +1,1 @@
+"""The doors: fal's HTTP contract over the store and the media."""

@@ -1,0 +1,26 @@
+"""Is the process up, can it take work."""
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from stillmotion.http.answers import Json
+from stillmotion.http.edge import notes_of
+from stillmotion.http.site import Site
+
+
+class HealthRoutes:
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.routes = [Route("/healthz", self.health), Route("/readyz", self.readiness)]
+
+    async def health(self, call: HttpRequest) -> Response:
+        notes_of(call).quiet = True
+        return Json({"status": "ok", "version": self.site.version})
+
+    async def readiness(self, call: HttpRequest) -> Response:
+        """Answer 200 only when a runner can take work."""
+        notes_of(call).quiet = True
+        readiness = self.site.readiness()
+        body = {"ready": readiness.ready, "reason": readiness.reason, "profile": self.site.profile}
+        return Json(body, 200 if readiness.ready else 503)

@@ -1,0 +1,149 @@
+"""The front page: what runs here and how to call it, generated from the endpoints themselves."""
+
+import json
+from html import escape
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from stillmotion.endpoints import ENDPOINTS, Endpoint
+from stillmotion.http.doors import Door, door_of
+from stillmotion.http.site import Site
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; --accent: #c2410c; }
+* { box-sizing: border-box; }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 56rem; margin: 0 auto; padding: 2rem 1rem 4rem; }
+h1 { margin: 0; font-size: 1.7rem; } h2 { margin: 2.5rem 0 .25rem; font-size: 1.15rem; }
+p { margin: .4rem 0; } code, pre { font: .86rem/1.5 ui-monospace, monospace; }
+pre { background: var(--soft); border-radius: 8px; padding: .8rem 1rem; overflow-x: auto; }
+.state { display: inline-block; border: 1px solid var(--line); border-radius: 99px; padding: .1rem .7rem; }
+.state::before { content: "●"; margin-right: .4rem; color: var(--accent); }
+.ready::before { color: #16a34a; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-top: 1px solid var(--line);
+  vertical-align: top; }
+th { font-weight: 600; } td:first-child { white-space: nowrap; }
+summary { cursor: pointer; margin-top: 1rem; }
+@media (prefers-color-scheme: dark) { :root { --accent: #fb923c; } }
+"""
+
+_PYTHON = """\
+import os
+os.environ["FAL_QUEUE_RUN_HOST"] = "{host}/queue"   # fal_client always speaks HTTPS: use the TLS port
+os.environ["FAL_RUN_HOST"] = "{host}/run"
+import fal_client                                   # reads FAL_KEY and, for our CA, SSL_CERT_FILE
+
+result = fal_client.subscribe("{endpoint}", arguments={example}, with_logs=True)
+print(result["video"]["url"])"""
+
+_JAVASCRIPT = """\
+import * as fal from "@fal-ai/serverless-client";
+
+fal.config({{
+  credentials: process.env.FAL_KEY,
+  requestMiddleware: async (request) => ({{
+    ...request,
+    url: request.url
+      .replace("https://queue.fal.run", "{origin}/queue")
+      .replace("https://fal.run", "{origin}/run")
+      .replace("https://rest.alpha.fal.ai", "{origin}/rest"),
+  }}),
+}});
+const result = await fal.subscribe("{endpoint}", {{ input: {example}, logs: true }});
+console.log(result.video.url);"""
+
+_CURL = """\
+curl {origin}/queue/{endpoint} -H "Authorization: Key $FAL_KEY" \\
+  -H "Content-Type: application/json" -d '{example}'      # answers a status_url and a response_url
+
+curl {origin}/run/{endpoint} -H "Authorization: Key $FAL_KEY" \\
+  -H "Content-Type: application/json" -d '{example}'      # waits for the film"""
+
+
+class PageRoutes:
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.routes = [Route("/", self.page)]
+
+    async def page(self, call: HttpRequest) -> Response:
+        readiness = self.site.readiness()
+        state = "ready" if readiness.ready else "starting"
+        text = "ready" if readiness.ready else f"not ready: {readiness.reason}"
+        html = (
+            '<!doctype html><html lang="en"><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>Stillmotion</title><style>{_STYLE}</style>"
+            "<h1>Stillmotion</h1>"
+            "<p>Short films from a sentence or a picture, behind fal.ai's HTTP contract.</p>"
+            f'<p><span class="state {state}">{escape(text)}</span> profile '
+            f"<b>{escape(self.site.profile)}</b>, version {escape(self.site.version)}</p>"
+            "<p>Calls need a key: <code>stillmotion keys create NAME</code> makes one.</p>"
+            f"{_snippets(door_of(call), self.site.settings.tls_port)}"
+            f"{''.join(_endpoint(endpoint) for endpoint in ENDPOINTS.values())}</html>"
+        )
+        return HTMLResponse(
+            html,
+            headers={
+                "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+                "x-content-type-options": "nosniff",
+            },
+        )
+
+
+def _snippets(door: Door, tls_port: int | None) -> str:
+    endpoint = next(iter(ENDPOINTS.values()))
+    secure, _, host = door.origin.partition("://")
+    facts = {
+        "origin": door.origin,
+        "host": host if secure == "https" else f"{door.host}:{tls_port or 'TLS_PORT'}",
+        "endpoint": endpoint.id,
+        "example": json.dumps(endpoint.example),
+    }
+    return "".join(
+        f"<details{' open' if name == 'curl' else ''}><summary>{name}</summary>"
+        f"<pre>{escape(template.format(**facts))}</pre></details>"
+        for name, template in (("curl", _CURL), ("JavaScript", _JAVASCRIPT), ("Python", _PYTHON))
+    )
+
+
+def _endpoint(endpoint: Endpoint) -> str:
+    schema = endpoint.Input.model_json_schema()
+    required: list[str] = schema.get("required", [])
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code></td>"
+        f"<td>{'required' if name in required else escape(str(_default(field)))}</td>"
+        f"<td>{escape(_range(field))}</td><td>{escape(_description(field))}</td></tr>"
+        for name, field in schema["properties"].items()
+    )
+    return (
+        f"<h2>{escape(endpoint.title)}</h2><p><code>{escape(endpoint.id)}</code>: "
+        f'{escape(endpoint.description)}</p><div class="scroll"><table>'
+        f"<tr><th>field</th><th>default</th><th>range</th><th></th></tr>{rows}</table></div>"
+    )
+
+
+def _forms(field: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the alternatives of a field that takes several; itself otherwise."""
+    return field.get("anyOf", [field])
+
+
+def _default(field: dict[str, Any]) -> object:
+    default = field.get("default")
+    return "drawn" if default is None else default
+
+
+def _range(field: dict[str, Any]) -> str:
+    for form in _forms(field):
+        if "enum" in form:
+            return ", ".join(form["enum"])
+        if "minimum" in form:
+            return f"{form['minimum']}–{form['maximum']}"
+    return ""
+
+
+def _description(field: dict[str, Any]) -> str:
+    own: str = field.get("description", "")
+    return own or next((form["description"] for form in _forms(field) if "description" in form), "")

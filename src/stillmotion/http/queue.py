@@ -1,0 +1,103 @@
+"""The queue door: submit, status, result, cancel. Everything after the submit drops the endpoint's sub-path,
+as clients do; the full form and `/response` are served too."""
+
+import re
+
+from sqlalchemy import Connection
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from stillmotion.endpoints import ENDPOINTS, app_of
+from stillmotion.http import wire
+from stillmotion.http.answers import BadInput, Json, Unknown, failed, wrong_method
+from stillmotion.http.body import read_json
+from stillmotion.http.callers import Callers
+from stillmotion.http.edge import REQUEST_ID, notes_of
+from stillmotion.http.results import answer_result
+from stillmotion.http.run import METHODS, cancel_request
+from stillmotion.http.site import Site
+from stillmotion.http.submit import accept, find_endpoint
+from stillmotion.store.logs import read_logs
+from stillmotion.store.position import queue_position
+from stillmotion.store.queue import get
+from stillmotion.types import Caller, LogLine, Request, State
+
+_REQUEST_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+class QueueRoutes:
+    def __init__(self, site: Site, callers: Callers) -> None:
+        self.site = site
+        self.callers = callers
+        one = "/queue/{path:path}/requests/{request_id}"
+        self.routes = [
+            Route(f"{one}/status", self.status),
+            Route(f"{one}/cancel", self.cancel, methods=["PUT"]),
+            Route(f"{one}/response", self.result),
+            Route(one, self.result),
+            Route("/queue/{path:path}", self.submit, methods=METHODS),
+        ]
+
+    async def submit(self, call: HttpRequest) -> Response:
+        path: str = call.path_params["path"]
+        caller = await self.callers.identify(call, f'application "{path[:200]}"')
+        endpoint = find_endpoint(path)
+        if call.method != "POST":
+            raise wrong_method("POST")
+        if "fal_webhook" in call.query_params:
+            raise BadInput(
+                wire.query_refused(
+                    "fal_webhook",
+                    "Webhooks are not offered by this version: leave fal_webhook out and poll the status_url",
+                )
+            )
+        given = await read_json(call, self.site.settings.body_bytes)
+        request = await accept(self.site, call, endpoint, caller, given, attached=False)
+        position = await self.site.store.read(lambda conn: queue_position(conn, request))
+        return Json(wire.submitted(request, position), headers={REQUEST_ID: request.id})
+
+    async def status(self, call: HttpRequest) -> Response:
+        notes_of(call).quiet = True
+        caller = await self._caller(call)
+        with_logs = call.query_params.get("logs", "").lower() in ("1", "true")
+
+        def look(conn: Connection) -> tuple[Request, int, list[LogLine]]:
+            request = _owned(conn, call, caller)
+            # All of it in one read, so that state, position and logs belong together.
+            lines = read_logs(conn, request.id)[0] if with_logs else []
+            return request, queue_position(conn, request), lines
+
+        request, position, lines = await self.site.store.read(look)
+        code, body = wire.status(request, position, lines)
+        return Json(body, code, headers={REQUEST_ID: request.id})
+
+    async def result(self, call: HttpRequest) -> Response:
+        caller = await self._caller(call)
+        request = await self.site.store.read(lambda conn: _owned(conn, call, caller))
+        if request.state is not State.DONE:
+            return failed(wire.IN_PROGRESS, {REQUEST_ID: request.id})
+        return await answer_result(self.site, request)
+
+    async def cancel(self, call: HttpRequest) -> Response:
+        caller = await self._caller(call)
+        request = await self.site.store.read(lambda conn: _owned(conn, call, caller))
+        code, body = wire.cancelled(await cancel_request(self.site, request.id))
+        return Json(body, code, headers={REQUEST_ID: request.id})
+
+    async def _caller(self, call: HttpRequest) -> Caller:
+        return await self.callers.identify(call, "this request")
+
+
+def _owned(conn: Connection, call: HttpRequest, caller: Caller) -> Request:
+    """Read the request a call names; a stranger's and one of another app are as unknown as none."""
+    request_id: str = call.path_params["request_id"]
+    path: str = call.path_params["path"]
+    request = get(conn, request_id) if _REQUEST_ID.fullmatch(request_id) else None
+    if request is None or request.key_id != caller.key_id:
+        raise Unknown
+    # By the app alone, as clients ask, or by a full id of that app.
+    app = app_of(path) if path in ENDPOINTS else path
+    if app != app_of(request.endpoint):
+        raise Unknown
+    return request

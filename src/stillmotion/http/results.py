@@ -1,0 +1,29 @@
+"""The result of a finished request: its output, or its failure replayed with its own status and body."""
+
+from starlette.responses import Response
+
+from stillmotion.http import wire
+from stillmotion.http.answers import Json, failed
+from stillmotion.http.edge import REQUEST_ID
+from stillmotion.http.pictures import is_available
+from stillmotion.http.site import Site
+from stillmotion.store.files import get_file
+from stillmotion.types import Failure, Outcome, Request
+
+_EXPIRED = Failure(
+    status=410, kind="output_expired", message="The film of this request has expired and was removed."
+)
+
+
+async def answer_result(site: Site, request: Request) -> Response:
+    headers = {REQUEST_ID: request.id}
+    if request.fingerprint is not None:
+        headers["x-stillmotion-fingerprint"] = request.fingerprint
+    if request.outcome is not Outcome.OK:
+        return failed(wire.failure_of(request), headers)
+    assert request.result is not None
+    file_id: str = request.result["file"]
+    film = await site.store.read(lambda conn: get_file(conn, file_id))
+    if film is None or not is_available(film, site.clock.now()):
+        return failed(_EXPIRED, headers)
+    return Json(wire.output(request, film), headers=headers)

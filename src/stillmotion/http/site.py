@@ -1,0 +1,26 @@
+"""What the doors need to know; `serve` builds it once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stillmotion.clock import Clock
+from stillmotion.media.signing import UploadSigner
+from stillmotion.media.store import MediaStore
+from stillmotion.settings import Settings
+from stillmotion.store.open import Store
+from stillmotion.types import Readiness
+from stillmotion.wakeup import Wakeup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    settings: Settings
+    store: Store
+    media: MediaStore
+    signer: UploadSigner
+    clock: Clock
+    wakeup: Wakeup
+    #: Whose queue submitted requests join.
+    profile: str
+    readiness: Callable[[], Readiness]
+    version: str

@@ -1,0 +1,196 @@
+"""fal's JSON, spelled here and nowhere else: pure functions from our words to theirs.
+
+Every key is sent in every state, logs are always a list, and the only terminal status is COMPLETED:
+clients hang or crash on anything else.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from stillmotion.endpoints import File, VideoOutput, app_of
+from stillmotion.types import Bases, CancelAnswer, Failure, FileRecord, LogLine, Outcome, Request, State
+
+#: Where fal explains each error type.
+ERROR_PAGES = "https://docs.fal.ai/errors/#"
+#: An input value of at most this many characters is echoed in a validation error.
+ECHO_CHARACTERS = 100
+
+NOT_FOUND: dict[str, Any] = {"status": "NOT_FOUND"}
+IN_PROGRESS = Failure(status=400, kind="request_in_progress", message="Request is still in progress")
+
+_STATUS = {
+    State.HELD: "IN_QUEUE",
+    State.READY: "IN_QUEUE",
+    State.RUNNING: "IN_PROGRESS",
+    State.DONE: "COMPLETED",
+}
+_CANCEL = {
+    CancelAnswer.REMOVED: (202, {"status": "CANCELLATION_REQUESTED"}),
+    CancelAnswer.ASKED: (202, {"status": "CANCELLATION_REQUESTED"}),
+    CancelAnswer.ALREADY_DONE: (400, {"status": "ALREADY_COMPLETED"}),
+    CancelAnswer.UNKNOWN: (404, NOT_FOUND),
+}
+
+
+def to_bytes(body: object) -> bytes:
+    """Encode as ASCII JSON: no broken character survives a split chunk, no lone surrogate fails to encode."""
+    return json.dumps(body, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
+
+
+def request_urls(request: Request) -> dict[str, str]:
+    """Return the URLs of a request by the door it came in, without the endpoint's sub-path."""
+    root = f"{request.bases.queue}/{app_of(request.endpoint)}/requests/{request.id}"
+    return {"response_url": root, "status_url": f"{root}/status", "cancel_url": f"{root}/cancel"}
+
+
+def submitted(request: Request, position: int) -> dict[str, Any]:
+    return {
+        "status": _STATUS[State.READY],
+        "request_id": request.id,
+        "gateway_request_id": request.id,
+        **request_urls(request),
+        "queue_position": position,
+        "logs": [],
+        "metrics": {},
+    }
+
+
+def status(request: Request, position: int, logs: Sequence[LogLine]) -> tuple[int, dict[str, Any]]:
+    """Return the HTTP status, 202 until done, and the body."""
+    body: dict[str, Any] = {
+        "status": _STATUS[request.state],
+        "request_id": request.id,
+        **request_urls(request),
+        "queue_position": position,
+        "logs": [log_entry(line) for line in logs],
+        "metrics": {},
+    }
+    if request.state is not State.DONE:
+        return 202, body
+    body["metrics"] = {"inference_time": inference_time(request)}
+    if request.outcome is not Outcome.OK:
+        failure = failure_of(request)
+        body |= {"error": failure.message, "error_type": failure.kind}
+    return 200, body
+
+
+def inference_time(request: Request) -> float:
+    """Return the seconds from the last claim to the end; 0 when it never started."""
+    if request.started is None or request.finished is None:
+        return 0.0
+    return round(max(request.finished - request.started, 0.0), 3)
+
+
+def log_entry(line: LogLine) -> dict[str, Any]:
+    moment = datetime.fromtimestamp(line.at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return {
+        "message": line.message,
+        "timestamp": moment,
+        "level": line.level.value,
+        "source": "USER",
+        # The Swift and Java clients read level and source from here.
+        "labels": {"level": line.level.value, "source": "USER"},
+    }
+
+
+def output(request: Request, film: FileRecord) -> dict[str, Any]:
+    """Return the bare model output of a request that went well."""
+    assert request.result is not None
+    return VideoOutput(
+        video=File(
+            url=file_url(request.bases, film),
+            content_type=film.content_type,
+            file_name=film.name,
+            file_size=film.size,
+        ),
+        seed=request.result["seed"],
+    ).model_dump()
+
+
+def file_url(bases: Bases, record: FileRecord) -> str:
+    return f"{bases.files}/files/{record.id}/{quote(record.name)}"
+
+
+def upload(bases: Bases, record: FileRecord, signature: str) -> dict[str, str]:
+    return {
+        "upload_url": f"{bases.files}/uploads/{record.id}?{signature}",
+        "file_url": file_url(bases, record),
+    }
+
+
+def cancelled(answer: CancelAnswer) -> tuple[int, dict[str, Any]]:
+    return _CANCEL[answer]
+
+
+def failure_of(request: Request) -> Failure:
+    """Return why a finished request has no output."""
+    if request.outcome is Outcome.CANCELLED:
+        return Failure(status=499, kind="client_cancelled", message="Request cancelled by the client.")
+    assert request.failure is not None
+    return request.failure
+
+
+def failure(reason: Failure) -> dict[str, Any]:
+    """Return the error body: a `detail` list for input errors, a text and a type for everything else."""
+    if reason.field is None and reason.status != 422:
+        return {"detail": reason.message, "error_type": reason.kind}
+    location = ["body"] if reason.field is None else ["body", reason.field]
+    return {"detail": [_detail(location, reason.message, reason.kind, reason.context)]}
+
+
+def failure_headers(reason: Failure) -> dict[str, str]:
+    headers = {
+        "x-fal-error-type": reason.kind,
+        "x-fal-retryable": "true" if reason.status == 503 else "false",
+    }
+    if reason.kind == "request_timeout":
+        # Tells clients that their own deadline passed, so that they do not retry the 504.
+        headers["x-fal-request-timeout-type"] = "user"
+    return headers
+
+
+def validation(error: ValidationError) -> dict[str, Any]:
+    """Return fal's 422 body for an input that does not fit its model."""
+    details: list[dict[str, Any]] = []
+    for problem in error.errors(include_url=False):
+        kind, message = problem["type"], problem["msg"]
+        context: Mapping[str, Any] = problem.get("ctx", {})
+        if kind == "model_type":
+            # pydantic's own text names our class, which says nothing to a caller.
+            kind, message, context = "dict_type", "Input should be an object", {}
+        entry = _detail(["body", *problem["loc"]], message, kind, context)
+        if _may_echo(problem["input"]):
+            entry["input"] = problem["input"]
+        details.append(entry)
+    return {"detail": details}
+
+
+def query_refused(name: str, message: str) -> dict[str, Any]:
+    """Return fal's 422 body for a query parameter."""
+    return {"detail": [_detail(["query", name], message, "value_error", {})]}
+
+
+def _detail(
+    location: Sequence[str | int], message: str, kind: str, context: Mapping[str, Any]
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {"loc": list(location), "msg": message, "type": kind, "url": ERROR_PAGES + kind}
+    if context:
+        entry["ctx"] = {
+            name: fact if isinstance(fact, bool | int | float | list) else str(fact)
+            for name, fact in context.items()
+        }
+    return entry
+
+
+def _may_echo(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, str):
+        return len(value) <= ECHO_CHARACTERS and "://" not in value
+    return value is None or (isinstance(value, int) and abs(value) < 2**64)

@@ -1,0 +1,12 @@
+from pathlib import Path
+
+import pytest
+
+from stillmotion.clock import ManualClock
+from stillmotion.store.open import Store
+from tests.http.house import House
+
+
+@pytest.fixture
+def house(sqlite_store: Store, clock: ManualClock, tmp_path: Path) -> House:
+    return House(sqlite_store, clock, tmp_path)
