@@ -1,0 +1,94 @@
+"""Networks from hub-layout folders and bare safetensors files, straight into memory, never from the network.
+
+diffusers' classes are built on the meta device and given the file's tensors, so weights are held once
+and no random numbers are drawn for them; transformers does the same by itself.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+
+from stillmotion.errors import WeightsMissing
+
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
+READ_BYTES = 1 << 20
+
+
+def load_network(
+    kind: Any,
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    variant: str,
+    weights: Path | None = None,
+) -> Any:
+    """Load a diffusers network from its folder; `weights` replaces the folder's own weights file."""
+    config = read_json(folder / "config.json")
+    with torch.device("meta"):
+        network = kind.from_config(config)
+    file = weights or weights_file(folder, DIFFUSERS_WEIGHTS, variant)
+    try:
+        tensors = load_file(file, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise WeightsMissing(f"{file} cannot be read as safetensors: {error}. Fetch it again.") from error
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    try:
+        network.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise WeightsMissing(
+            f"{file} does not fit the network of {folder / 'config.json'}: {error}"
+        ) from error
+    return network.eval().requires_grad_(False)
+
+
+def load_tower(kind: Any, folder: Path, *, device: torch.device, dtype: torch.dtype, variant: str) -> Any:
+    """Load a transformers model from its folder."""
+    weights_file(folder, "model", variant)
+    try:
+        tower = kind.from_pretrained(
+            folder, local_files_only=True, dtype=dtype, variant=variant or None, use_safetensors=True
+        )
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise WeightsMissing(f"{folder} cannot be loaded: {error}. Fetch it again.") from error
+    return tower.eval().requires_grad_(False).to(device)
+
+
+def weights_file(folder: Path, stem: str, variant: str) -> Path:
+    """Find the safetensors file of a folder, with the variant in its name where the profile has one."""
+    file = folder / (f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors")
+    if not file.is_file():
+        raise WeightsMissing(f"{file} is not there.")
+    return file
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsMissing(f"{path} cannot be read as JSON: {error}.") from error
+
+
+def digest_files(folder: Path) -> str:
+    """SHA-256 over the names and contents of all weights and config files under a folder."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json", ".txt"})
+    with ThreadPoolExecutor() as pool:
+        return combine(
+            f"{p.relative_to(folder)} {d}" for p, d in zip(files, pool.map(_digest, files), strict=True)
+        )
+
+
+def combine(facts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

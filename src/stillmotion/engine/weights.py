@@ -1,0 +1,103 @@
+"""All networks of a profile, loaded onto one device."""
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stillmotion
+from stillmotion.engine.codec import Codec, load_codec
+from stillmotion.engine.first_frame import FirstFrame, load_first_frame
+from stillmotion.engine.loading import combine, digest_files, load_network, load_tower
+from stillmotion.errors import UserError
+from stillmotion.profiles import Profile
+from stillmotion.types import Sampler
+
+from diffusers.models.unets.unet_spatio_temporal_condition import (  # isort: skip
+    UNetSpatioTemporalConditionModel,
+)
+from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection  # isort: skip
+
+#: Versions that can change a film's bytes; av is absent on a bare GPU machine.
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "av")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a film is made with. The two samplers may share one UNet."""
+
+    unets: dict[Sampler, UNetSpatioTemporalConditionModel]
+    codec: Codec
+    clip: CLIPVisionModelWithProjection
+    first_frame: FirstFrame
+
+
+def pick_device(name: str, profile: Profile) -> torch.device:
+    """Check that a device is there and the profile's number format fits it."""
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"Device {name} is not there; torch sees {torch.cuda.device_count()} CUDA devices.")
+    if device.type not in {"cpu", "cuda"}:
+        raise UserError(f"Device {name!r} is not supported; use cpu or cuda:N.")
+    if device.type == "cpu" and profile.needs_cuda:
+        raise UserError(f"Profile {profile.name} needs a CUDA device, got {name}.")
+    return device
+
+
+def pick_dtype(device: torch.device, profile: Profile) -> torch.dtype:
+    name = profile.dtype.cuda if device.type == "cuda" else profile.dtype.cpu
+    dtype: torch.dtype = getattr(torch, name)
+    if device.type == "cpu" and dtype == torch.float16:
+        raise UserError(f"Profile {profile.name} asks for float16 on a CPU, which has no fast path for it.")
+    return dtype
+
+
+def load_weights(profile: Profile, folder: Path, device: torch.device, dtype: torch.dtype) -> Weights:
+    """Load every part of a profile from its weights folder."""
+    parts, variant = profile.parts, profile.variant
+    how: dict[str, Any] = {"device": device, "dtype": dtype, "variant": variant}
+    unet = load_network(UNetSpatioTemporalConditionModel, folder / parts.unet, **how)
+    turbo = unet
+    if parts.turbo_unet != parts.unet:
+        bare = parts.turbo_unet.endswith(".safetensors")
+        turbo = load_network(
+            UNetSpatioTemporalConditionModel,
+            folder / (parts.unet if bare else parts.turbo_unet),
+            weights=folder / parts.turbo_unet if bare else None,
+            **how,
+        )
+    codec = load_codec(folder / parts.vae, profile.codec, **how)
+    clip = load_tower(CLIPVisionModelWithProjection, folder / parts.image_encoder, **how)
+    first_frame = load_first_frame(folder, profile.first_frame, codec, **how)
+    return Weights({Sampler.EULER: unet, Sampler.LCM: turbo}, codec, clip, first_frame)
+
+
+def fingerprint(profile: Profile, folder: Path, device: torch.device, dtype: torch.dtype) -> str:
+    """Hash all that equal bytes depend on besides the request itself."""
+    return combine(
+        [
+            f"weights {digest_files(folder)}",
+            f"profile {profile}",
+            f"stillmotion {stillmotion.__version__}",
+            *(f"{name} {_version(name)}" for name in PACKAGES),
+            f"device {device_name(device)}",
+            f"dtype {dtype}",
+            f"threads {profile.threads}",
+        ]
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the instruction set torch uses on this CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"

@@ -1,0 +1,58 @@
+"""Latents to a file: frames are decoded in fixed chunks, and each chunk is encoded while the next decodes."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stillmotion.engine.codec import Codec
+from stillmotion.engine.first_frame import not_finite
+from stillmotion.engine.pictures import resize_bytes, to_bytes
+from stillmotion.profiles import Size
+from stillmotion.reporting import Report
+
+
+def decoded_chunks(codec: Codec, latents: Tensor, chunk: int) -> Iterator[Tensor]:
+    """Decode latents (1, T, C, h, w) to uint8 chunks (n, 3, H, W); the chunk length changes the pixels."""
+    if not bool(torch.isfinite(latents).all()):
+        raise not_finite("The film")
+    for first in range(0, latents.shape[1], chunk):
+        frames = codec.decode(latents[0, first : first + chunk])
+        if not bool(torch.isfinite(frames).all()):
+            raise not_finite("The film")
+        yield to_bytes(frames)
+
+
+def write_film(
+    codec: Codec,
+    latents: Tensor,
+    *,
+    path: Path,
+    size: Size,
+    fps: int,
+    chunk: int,
+    threads: int,
+    report: Report,
+) -> float:
+    """Decode a film and write it as an MP4; return the seconds after the last decoded frame."""
+    from stillmotion.video import VideoWriter  # PyAV is not on every machine that samples
+
+    total, done = latents.shape[1], 0
+    with VideoWriter(path, *size, fps, threads) as writer, ThreadPoolExecutor(1, "h264") as encoder:
+        written: list[Future[None]] = []
+
+        def write(part: Tensor) -> None:
+            writer.write(resize_bytes(part, size))
+
+        for frames in decoded_chunks(codec, latents, chunk):
+            written.append(encoder.submit(write, frames))
+            done += len(frames)
+            report.progress("decode", done, total)
+            report.check_cancelled()
+        decoded = time.perf_counter()
+        for part in written:
+            part.result()
+    return time.perf_counter() - decoded

@@ -1,0 +1,153 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stillmotion.engine import Engine
+from stillmotion.errors import RequestCancelled, UserError, WeightsMissing
+from stillmotion.profiles import parse_profile
+from stillmotion.types import Assignment, Level, Sampler
+from stillmotion.video import read_frames
+from tests.engine import tiny
+from tests.engine.conftest import Notebook
+
+Assign = Callable[..., Assignment]
+
+
+def picture(folder: Path, width: int, height: int) -> str:
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    path = folder / "start.png"
+    Image.fromarray(np.stack((x, y, 255 - x), -1).astype(np.uint8)).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["kl_engine", "cells_engine"])
+def test_equal_input_and_seed_give_equal_bytes(
+    name: str, request: pytest.FixtureRequest, assign: Assign
+) -> None:
+    engine: Engine = request.getfixturevalue(name)
+    made: list[bytes] = []
+    for seed in (7, 8, 7):
+        engine.make(assign(seed=seed), Notebook())
+        torch.rand(3)  # the global generator must not matter
+        made.append(Path(assign().output).read_bytes())
+    assert made[0] == made[2]
+    assert made[0] != made[1]
+
+
+@pytest.mark.parametrize("size", [(96, 64), (100, 80), (130, 70)])
+def test_file_has_the_asked_size_and_every_frame(
+    kl_engine: Engine, cells_engine: Engine, assign: Assign, size: tuple[int, int]
+) -> None:
+    for engine in (kl_engine, cells_engine):
+        wanted = assign(width=size[0], height=size[1])
+        film = engine.make(wanted, Notebook())
+        assert (film.width, film.height) == size
+        assert read_frames(Path(wanted.output)).shape == (tiny.FRAMES, size[1], size[0], 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "bucket"), [((90, 50), (1024, 576)), ((60, 60), (768, 768)), ((40, 80), (576, 1024))]
+)
+def test_picture_without_a_size_gets_the_nearest_bucket(
+    cells_engine: Engine, assign: Assign, tmp_path: Path, given: tuple[int, int], bucket: tuple[int, int]
+) -> None:
+    start = picture(tmp_path, *given)
+    film = cells_engine.make(
+        assign(prompt=None, picture=start, width=None, height=None, sampler=Sampler.EULER, steps=None),
+        Notebook(),
+    )
+    assert (film.width, film.height) == bucket
+
+
+def test_log_and_progress_tell_each_stage(cells_engine: Engine, assign: Assign) -> None:
+    notebook = Notebook()
+    film = cells_engine.make(assign(steps=3), notebook)
+    lines = [message for level, message in notebook.lines if level is Level.INFO]
+    assert lines[0].startswith("first frame ")
+    assert [line.split(" (")[0] for line in lines[1:4]] == ["step 1/3", "step 2/3", "step 3/3"]
+    assert lines[4].startswith("decoded 4 frames ")
+    assert [step for step in notebook.seen if step[0] == "denoise"] == [
+        ("denoise", 1, 3),
+        ("denoise", 2, 3),
+        ("denoise", 3, 3),
+    ]
+    assert set(film.timings) == {"first_frame", "encode", "denoise", "decode", "close"}
+
+
+def test_cancel_stops_at_the_next_step_and_leaves_no_file(cells_engine: Engine, assign: Assign) -> None:
+    notebook = Notebook(cancel_after=1)
+    wanted = assign(steps=8)
+    with pytest.raises(RequestCancelled):
+        cells_engine.make(wanted, notebook)
+    assert sum(stage == "denoise" for stage, _, _ in notebook.seen) == 1
+    assert list(Path(wanted.output).parent.glob("film*")) == []
+
+
+def test_cancel_while_decoding_leaves_no_file(cells_engine: Engine, assign: Assign) -> None:
+    class CancelledLate(Notebook):
+        def check_cancelled(self) -> None:
+            if any(stage == "decode" for stage, _, _ in self.seen):
+                raise RequestCancelled
+
+    wanted = assign()
+    with pytest.raises(RequestCancelled):
+        cells_engine.make(wanted, CancelledLate())
+    assert list(Path(wanted.output).parent.glob("film*")) == []
+
+
+def test_prompt_of_unknown_words_gets_a_warning_that_names_the_known(
+    cells_engine: Engine, assign: Assign
+) -> None:
+    unknown, known, in_two_words = Notebook(), Notebook(), Notebook()
+    cells_engine.make(assign(prompt="Quarterly rocketry"), unknown)
+    cells_engine.make(assign(prompt="A Rocket!"), known)
+    cells_engine.make(assign(prompt="the space-ship"), in_two_words)
+    (warning,) = [message for level, message in unknown.lines if level is Level.WARN]
+    assert "objects: rocket" in warning
+    assert "colours: red" in warning
+    assert [level for level, _ in known.lines + in_two_words.lines if level is Level.WARN] == []
+
+
+def test_every_parameter_changes_the_film(kl_engine: Engine, assign: Assign, tmp_path: Path) -> None:
+    start = picture(tmp_path, 96, 64)
+    made: set[bytes] = set()
+    variants = [{}, {"motion_bucket_id": 20}, {"cond_aug": 3}, {"steps": 3}, {"sampler": Sampler.EULER}]
+    for changes in variants:
+        wanted = assign(prompt=None, picture=start, **changes)
+        kl_engine.make(wanted, Notebook())
+        made.add(read_frames(Path(wanted.output)).tobytes())
+    assert len(made) == len(variants)
+
+
+def test_fingerprint_changes_with_weights_and_profile(
+    cells_engine: Engine, cells_folder: Path, kl_engine: Engine
+) -> None:
+    chunked = tiny.CELLS_PROFILE.replace("decode_chunk_size = 3", "decode_chunk_size = 2")
+    other = Engine(parse_profile(chunked, Path("x.toml")), cells_folder, "cpu")
+    same = Engine(parse_profile(tiny.CELLS_PROFILE, Path("x.toml")), cells_folder, "cpu")
+    assert same.fingerprint == cells_engine.fingerprint
+    assert len({cells_engine.fingerprint, other.fingerprint, kl_engine.fingerprint}) == 3
+
+
+def test_weights_of_another_shape_are_refused_by_name(
+    cells_folder: Path, kl_folder: Path, tmp_path: Path
+) -> None:
+    profile = parse_profile(tiny.CELLS_PROFILE, Path("x.toml"))
+    with pytest.raises(WeightsMissing, match=r"diffusion_pytorch_model\.safetensors is not there"):
+        Engine(profile, kl_folder, "cpu")
+    broken = tmp_path / "broken"
+    tiny.write_cells(broken)
+    file = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(WeightsMissing, match="cannot be read as safetensors"):
+        Engine(profile, broken, "cpu")
+
+
+def test_a_device_that_is_not_there_is_refused(cells_folder: Path) -> None:
+    profile = parse_profile(tiny.CELLS_PROFILE, Path("x.toml"))
+    with pytest.raises(UserError, match="torch sees"):
+        Engine(profile, cells_folder, "cuda:63")
