@@ -71,7 +71,9 @@ def pause_s(tries: int, first_s: float, last_s: float) -> float:
 
 async def happens(event: asyncio.Event, within_s: float) -> bool:
     try:
-        await asyncio.wait_for(event.wait(), within_s)
+        # Not wait_for: on Python 3.11 it loses a cancel that meets the event.
+        async with asyncio.timeout(within_s):
+            await event.wait()
     except TimeoutError:
         return False
     return True

@@ -1,7 +1,7 @@
 """Hints that something changed, so that waiting costs no polling; losing one costs latency, never a request.
 
-Topics: `queue` (a request may be claimed), `worker` (a cancel was asked), `request:{id}` (its state or
-log moved).
+Topics: `queue` (a request may be claimed), `worker` (a cancel was asked), `webhook` (one may be due),
+`request:{id}` (its state or log moved).
 Every waiter also looks by itself about once a second, because other processes may write the same store.
 """
 
@@ -25,7 +25,9 @@ class Wakeup:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters[topic].add(waiter)
         try:
-            await asyncio.wait_for(waiter, timeout_s)
+            # Not wait_for: before Python 3.12 it loses a cancel that meets a notification.
+            async with asyncio.timeout(timeout_s):
+                await waiter
         except TimeoutError:
             return False
         finally:

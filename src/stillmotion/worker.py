@@ -232,6 +232,7 @@ class Worker:
         )
         del self._attempts[attempt.key]
         self._wakeup.notify(f"request:{attempt.key[0]}")
+        self._wakeup.notify("webhook")
         log.info("%s %s attempt=%d kept=%s", attempt.key[0], attempt.outcome(reply), attempt.key[1], kept)
         unwanted = [] if film is None or kept else [film.media_key]
         if reply is not None and kept:

@@ -16,6 +16,7 @@ from stillmotion.http.app import Site, build_app
 from stillmotion.media.signing import UploadSigner
 from stillmotion.media.store import MediaStore, open_media
 from stillmotion.settings import DAY_S, Settings
+from stillmotion.signatures import SigningKeys
 from stillmotion.store import queue
 from stillmotion.store.files import add_file
 from stillmotion.store.logs import append_logs
@@ -49,6 +50,7 @@ class House:
         self.media: MediaStore = open_media(self.data_dir)
         self.wakeup = Wakeup()
         self.signer = UploadSigner(b"s" * 32)
+        self.signatures = SigningKeys(self.data_dir, self.clock.now())
         self.key = self.new_key("first")
         self.app = self.build(self.settings)
 
@@ -59,6 +61,7 @@ class House:
                 store=self.store,
                 media=self.media,
                 signer=self.signer,
+                signatures=self.signatures,
                 clock=self.clock,
                 wakeup=self.wakeup,
                 profile="pocket",
@@ -84,9 +87,9 @@ class House:
             headers={} if used is None else {"Authorization": f"Key {used}"},
         )
 
-    async def submit(self, endpoint: str = TEXT, **given: Any) -> dict[str, Any]:
+    async def submit(self, endpoint: str = TEXT, *, query: str = "", **given: Any) -> dict[str, Any]:
         async with self.client() as client:
-            answer = await client.post(f"/queue/{endpoint}", json=given or ROCKET)
+            answer = await client.post(f"/queue/{endpoint}{query}", json=given or ROCKET)
             assert answer.status_code == 200, answer.text
             return answer.json()
 

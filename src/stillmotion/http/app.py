@@ -12,6 +12,7 @@ from stillmotion.http.doors import FAL_HOSTS, Doors
 from stillmotion.http.edge import AccessLog, Cors, LastResort, RequestIds
 from stillmotion.http.files import FileRoutes
 from stillmotion.http.health import HealthRoutes
+from stillmotion.http.jwks import JwksRoutes
 from stillmotion.http.page import PageRoutes
 from stillmotion.http.queue import QueueRoutes
 from stillmotion.http.run import RunRoutes
@@ -30,6 +31,7 @@ def build_app(site: Site) -> Starlette:
         QueueRoutes(site, callers),
         RunRoutes(site, callers),
         StorageRoutes(site, callers),
+        JwksRoutes(site),
         FileRoutes(site),
     )
     app = Starlette(

@@ -10,14 +10,15 @@ from starlette.routing import Route
 
 from stillmotion.endpoints import ENDPOINTS, app_of
 from stillmotion.http import wire
-from stillmotion.http.answers import BadInput, Json, Unknown, failed, wrong_method
+from stillmotion.http.answers import Json, Unknown, failed, wrong_method
 from stillmotion.http.body import read_json
 from stillmotion.http.callers import Callers
 from stillmotion.http.edge import REQUEST_ID, notes_of
 from stillmotion.http.results import answer_result
 from stillmotion.http.run import METHODS, cancel_request
 from stillmotion.http.site import Site
-from stillmotion.http.submit import accept, find_endpoint
+from stillmotion.http.submit import accept, find_endpoint, read_webhook
+from stillmotion.net.guard import AllowList
 from stillmotion.store.logs import read_logs
 from stillmotion.store.position import queue_position
 from stillmotion.store.queue import get
@@ -30,6 +31,7 @@ class QueueRoutes:
     def __init__(self, site: Site, callers: Callers) -> None:
         self.site = site
         self.callers = callers
+        self.receivers = AllowList.parse(site.settings.webhook_allow)
         one = "/queue/{path:path}/requests/{request_id}"
         self.routes = [
             Route(f"{one}/status", self.status),
@@ -45,15 +47,9 @@ class QueueRoutes:
         endpoint = find_endpoint(path)
         if call.method != "POST":
             raise wrong_method("POST")
-        if "fal_webhook" in call.query_params:
-            raise BadInput(
-                wire.query_refused(
-                    "fal_webhook",
-                    "Webhooks are not offered by this version: leave fal_webhook out and poll the status_url",
-                )
-            )
+        webhook = await read_webhook(call, self.receivers)
         given = await read_json(call, self.site.settings.body_bytes)
-        request = await accept(self.site, call, endpoint, caller, given, attached=False)
+        request = await accept(self.site, call, endpoint, caller, given, webhook=webhook)
         position = await self.site.store.read(lambda conn: queue_position(conn, request))
         return Json(wire.submitted(request, position), headers={REQUEST_ID: request.id})
 

@@ -75,6 +75,7 @@ async def cancel_request(site: Site, request_id: str) -> CancelAnswer:
         site.wakeup.notify("worker")
     elif answer is CancelAnswer.REMOVED:
         site.wakeup.notify(f"request:{request_id}")
+        site.wakeup.notify("webhook")
         # Its key may have had another request held back.
         site.wakeup.notify("queue")
     return answer

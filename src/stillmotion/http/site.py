@@ -7,6 +7,7 @@ from stillmotion.clock import Clock
 from stillmotion.media.signing import UploadSigner
 from stillmotion.media.store import MediaStore
 from stillmotion.settings import Settings
+from stillmotion.signatures import SigningKeys
 from stillmotion.store.open import Store
 from stillmotion.types import Readiness
 from stillmotion.wakeup import Wakeup
@@ -18,6 +19,8 @@ class Site:
     store: Store
     media: MediaStore
     signer: UploadSigner
+    #: Sign webhooks; their public halves are published.
+    signatures: SigningKeys
     clock: Clock
     wakeup: Wakeup
     #: Whose queue submitted requests join.

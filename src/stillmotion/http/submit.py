@@ -1,7 +1,9 @@
 """A submit, sync or queued: validate, keep, tell the worker. What is answered 200 is on disk."""
 
+import asyncio
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +19,13 @@ from stillmotion.http.answers import BadInput, Refusal, unknown_path
 from stillmotion.http.doors import door_of
 from stillmotion.http.pictures import Source, take_picture
 from stillmotion.http.site import Site
+from stillmotion.net.guard import AddressRefused, AllowList, NameUnknown, parse_url, resolve
 from stillmotion.store.files import add_file
 from stillmotion.store.queue import counts, submit
 from stillmotion.types import Caller, NewRequest, Request, State
+
+#: A submit waits this long for the name of its webhook's host; the sender asks again in any case.
+LOOKUP_S = 1.0
 
 _APPS = {endpoint.app for endpoint in ENDPOINTS.values()}
 
@@ -64,8 +70,37 @@ def read_wishes(call: HttpRequest, now: float) -> Wishes:
     return Wishes(priority == "low", start_by, max_waiting)
 
 
+async def read_webhook(call: HttpRequest, receivers: AllowList) -> str | None:
+    """Return the webhook a submit asks for; raises BadInput for one this server would never send to.
+
+    A name that is unknown now, or slow to look up, may be there when the film is: it passes here.
+    """
+    url = call.query_params.get("fal_webhook")
+    if url is None:
+        return None
+    try:
+        target = parse_url(url)
+        with suppress(NameUnknown, TimeoutError):
+            async with asyncio.timeout(LOOKUP_S):
+                await resolve(target.host, target.port, receivers)
+    except AddressRefused as error:
+        advice = (
+            "Give a public http(s) URL; STILLMOTION_WEBHOOK_ALLOW lets an operator exempt private receivers."
+        )
+        raise BadInput(wire.query_refused("fal_webhook", f"{error} {advice}")) from None
+    # As the guard reads it: ASCII, so that nothing behind us takes its host for another.
+    return str(target.url)
+
+
 async def accept(
-    site: Site, call: HttpRequest, endpoint: Endpoint, caller: Caller, given: object, *, attached: bool
+    site: Site,
+    call: HttpRequest,
+    endpoint: Endpoint,
+    caller: Caller,
+    given: object,
+    *,
+    attached: bool = False,
+    webhook: str | None = None,
 ) -> Request:
     """Validate a call's input and keep it as a request; raises what `answers` knows."""
     wishes = read_wishes(call, site.clock.now())
@@ -88,6 +123,7 @@ async def accept(
         bases=door.bases,
         low_priority=wishes.low_priority,
         start_by=wishes.start_by,
+        webhook=webhook,
         attached=attached,
     )
     row = await _keep(site, new, source, wishes, now)

@@ -4,6 +4,7 @@ Every key is sent in every state, logs are always a list, and the only terminal 
 clients hang or crash on anything else.
 """
 
+import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,15 @@ from urllib.parse import quote
 from pydantic import ValidationError
 
 from stillmotion.endpoints import File, VideoOutput, app_of
+from stillmotion.signatures import Seal
 from stillmotion.types import Bases, CancelAnswer, Failure, FileRecord, LogLine, Outcome, Request, State
 
 #: Where fal explains each error type.
 ERROR_PAGES = "https://docs.fal.ai/errors/#"
 #: An input value of at most this many characters is echoed in a validation error.
 ECHO_CHARACTERS = 100
+#: Longest payload a webhook carries (1 MiB).
+PAYLOAD_BYTES = 1024 * 1024
 
 NOT_FOUND: dict[str, Any] = {"status": "NOT_FOUND"}
 IN_PROGRESS = Failure(status=400, kind="request_in_progress", message="Request is still in progress")
@@ -153,6 +157,47 @@ def failure_headers(reason: Failure) -> dict[str, str]:
         # Tells clients that their own deadline passed, so that they do not retry the 504.
         headers["x-fal-request-timeout-type"] = "user"
     return headers
+
+
+def webhook(request: Request, film: FileRecord | None) -> bytes:
+    """Return the body of a finished request's webhook; `film` is None when there is none or it is gone."""
+    body: dict[str, Any] = {"request_id": request.id, "gateway_request_id": request.id, "status": "OK"}
+    payload: dict[str, Any] | None = None
+    problem = None
+    if request.outcome is not Outcome.OK:
+        reason = failure_of(request)
+        body |= {"status": "ERROR", "error": f"Invalid status code: {reason.status}"}
+        payload = failure(reason)
+    elif film is None:
+        problem = "The film of this request has expired and was removed."
+    else:
+        payload = output(request, film)
+    try:
+        if len(to_bytes(payload)) > PAYLOAD_BYTES:
+            payload, problem = None, f"The payload is larger than {PAYLOAD_BYTES} bytes; fetch the result."
+    except (TypeError, ValueError):
+        payload, problem = None, "The payload cannot be written as JSON."
+    body["payload"] = payload
+    if problem is not None:
+        body["payload_error"] = problem
+    return to_bytes(body)
+
+
+def webhook_headers(seal: Seal) -> dict[str, str]:
+    return {
+        "X-Fal-Webhook-Request-Id": seal.request_id,
+        "X-Fal-Webhook-User-Id": seal.user_id,
+        "X-Fal-Webhook-Timestamp": str(seal.timestamp),
+        "X-Fal-Webhook-Signature": seal.signature,
+    }
+
+
+def jwks(public_keys: Sequence[bytes]) -> dict[str, Any]:
+    """Return the keys that sign webhooks. `x` keeps its padding: fal's own verifier fails without it."""
+    keys = [
+        {"kty": "OKP", "crv": "Ed25519", "x": base64.urlsafe_b64encode(key).decode()} for key in public_keys
+    ]
+    return {"keys": keys}
 
 
 def validation(error: ValidationError) -> dict[str, Any]:

@@ -6,11 +6,12 @@ then see each other, and no held request is forgotten.
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, TextClause, bindparam, insert, select, update
+from sqlalchemy import Connection, TextClause, bindparam, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
+from stillmotion.store.outbox import announce
 from stillmotion.store.rows import failure_values
-from stillmotion.store.tables import IS_HELD, IS_READY, api_key, outbox, request
+from stillmotion.store.tables import IS_HELD, IS_READY, api_key, request
 from stillmotion.types import Ending, Outcome, State
 
 Guard = ColumnElement[bool] | TextClause
@@ -86,7 +87,7 @@ def _write_ending(
     if ended is None:
         return False
     if ended.webhook is not None:
-        conn.execute(insert(outbox).values(request_id=request_id, url=ended.webhook, created=now, due=now))
+        announce(conn, request_id, ended.webhook, now)
     if limit is not None:
         _pass_place_on(conn, limit)
     return True

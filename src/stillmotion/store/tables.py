@@ -14,6 +14,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -30,6 +31,8 @@ IS_WAITING = text("state IN ('held', 'ready')")
 IS_RUNNING = text("state = 'running'")
 IS_DONE = text("state = 'done'")
 HAS_DEADLINE = text("state IN ('held', 'ready') AND start_by IS NOT NULL")
+IS_TO_SEND = text("delivered IS NULL AND parked IS NULL")
+IS_UNDELIVERED = text("delivered IS NULL")
 
 queue = Table(
     "queue",
@@ -110,15 +113,19 @@ outbox = Table(
     Column("url", Text, nullable=False),
     Column("created", Float(53), nullable=False),
     Column("due", Float(53), nullable=False),
+    #: Deliveries begun; grows with each claim, so it fences like `request.attempt`.
     Column("tries", Integer, nullable=False, server_default=text("0")),
     Column("last_error", Text),
     Column("delivered", Float(53)),
-    Index(
-        "outbox_due",
-        "due",
-        sqlite_where=text("delivered IS NULL"),
-        postgresql_where=text("delivered IS NULL"),
-    ),
+    #: Host and port of the receiver, lower case.
+    Column("host", Text, nullable=False, server_default=text("''")),
+    #: The bytes of the first try; every later one sends the same.
+    Column("body", LargeBinary),
+    Column("lease_until", Float(53)),
+    #: Given up; waits for an operator.
+    Column("parked", Float(53)),
+    Index("outbox_due", "due", sqlite_where=IS_TO_SEND, postgresql_where=IS_TO_SEND),
+    Index("outbox_undelivered", "request_id", sqlite_where=IS_UNDELIVERED, postgresql_where=IS_UNDELIVERED),
 )
 
 api_key = Table(
