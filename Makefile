@@ -1,0 +1,66 @@
+# Everything a person or CI runs, by name; `make help` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+# Package index for torch alone; PyTorch's own CPU index spares a Linux machine without a GPU the CUDA libraries.
+TORCH_INDEX ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# One process per core of a small machine; files stay whole, so their servers are started once.
+PARALLEL := -n 2 --dist loadfile
+TEST_ARGS ?=
+
+setup: .venv/.installed  ## install into .venv; afterwards .venv/bin/stillmotion works
+demo: setup  ## make both videos of the README over HTTP, with the small weights, on the CPU
+	$(BIN)/python examples/demo.py
+serve: setup  ## run the server on http://127.0.0.1:8000
+	$(BIN)/stillmotion serve
+test: .venv/.installed-dev lint types  ## all checks and tests; what CI runs
+	tests/js/setup $(BIN)/python
+	$(BIN)/python -m pytest $(PARALLEL) $(TEST_ARGS)
+check: .venv/.installed-dev  ## quick tests (no server processes), for before each commit
+	$(BIN)/python -m pytest -q $(PARALLEL) tests/unit tests/store tests/http $(TEST_ARGS)
+lint: .venv/.installed-dev  ## ruff, import floors, house rules, generated docs up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python checks/house.py
+	$(BIN)/python checks/settings_page.py --check
+types: .venv/.installed-dev  ## pyright
+	$(BIN)/pyright
+conformance: .venv/.installed-dev  ## the official fal clients, Python and JavaScript, against a real server
+	tests/js/setup $(BIN)/python
+	$(BIN)/python -m pytest tests/conformance $(TEST_ARGS)
+bench: setup  ## ready time, stopwatches, seconds per video, status reads, memory; prints a table
+	$(BIN)/python -m bench.serve
+bench-gpu: setup  ## full-size networks with random weights on CUDA, beside stock diffusers
+	$(BIN)/python bench/gpu.py
+docs: .venv/.installed-dev  ## write docs/settings.md anew from the settings
+	$(BIN)/python checks/settings_page.py
+train-pocket: .venv/.installed-dev  ## train the small weights from nothing (about 4 hours on one core)
+	for step in codec text vision picture video; do $(BIN)/python -m training.train_$$step || exit; done
+	$(BIN)/python -m training.export
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup demo serve test check lint types conformance bench bench-gpu docs train-pocket help
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none is on the PATH."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# Torch goes first and alone, so that TORCH_INDEX decides its build and nothing else.
+.venv/.torch: constraints.txt | .venv/bin/python
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --only-binary torch torch
+	@touch $@
+
+.venv/.installed: pyproject.toml constraints.txt .venv/.torch
+	$(PIP) -e .
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt .venv/.torch
+	$(PIP) -e '.[dev,postgres,train]'
+	@touch $@ .venv/.installed

@@ -1,0 +1,44 @@
+"""`stillmotion backup`: a copy to start a server from.
+
+The database first, then the media: a film published in between is in the copy of the media and unknown to
+the copy of the database, which is harmless; the other order could lose one.
+"""
+
+import shutil
+from pathlib import Path
+
+from stillmotion import signatures
+from stillmotion.cli.admin import perform
+from stillmotion.cli.datadir import write_private
+from stillmotion.errors import UserError
+from stillmotion.settings import Settings
+
+DATABASE = "stillmotion.db"
+#: What signs upload URLs and webhooks.
+SECRETS = ("secret", signatures.FILE)
+
+
+def backup(settings: Settings, target: Path, media: bool) -> None:
+    if settings.database_url is not None:
+        raise UserError("The state is in PostgreSQL; back it up with pg_dump, and DATA/media by copying it.")
+    if not (settings.data_dir / DATABASE).exists():
+        raise UserError(f"There is nothing to back up in {settings.data_dir}; choose with --data-dir.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is not an empty folder; a backup never overwrites, choose another.")
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    perform(settings, "backup", {"target": str((target / DATABASE).absolute())})
+    (target / DATABASE).chmod(0o600)
+    for name in SECRETS:
+        secret = settings.data_dir / name
+        if secret.exists():
+            write_private(target / name, secret.read_bytes())
+    source = settings.data_dir / "media"
+    files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
+    (target / "media.txt").write_text("".join(f"{name}\n" for name in files))
+    if media and files:
+        shutil.copytree(source, target / "media")
+    print(f"Database and the names of {len(files)} media files are in {target}.")
+    if media:
+        print(f"The files are in {target / 'media'}; start a server from this copy with --data-dir {target}.")
+    else:
+        print("The files themselves are not copied (--media does that).")

@@ -1,0 +1,30 @@
+"""`stillmotion settings`: every setting, its value and where that came from."""
+
+import json
+from dataclasses import asdict
+from urllib.parse import urlsplit, urlunsplit
+
+from rich.console import Console
+from rich.table import Table
+
+from stillmotion.settings import Origin, describe_settings, load_settings
+
+
+def show(as_json: bool) -> None:
+    rows = [_without_password(row) for row in describe_settings(load_settings({}), {})]
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    table = Table("setting", "value", "default", "unit", "from", "meaning", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row.name, row.value, row.default, row.unit, row.source, row.description)
+    Console(width=None if Console().is_terminal else 200).print(table)
+
+
+def _without_password(row: Origin) -> Origin:
+    """Hide the password of a database URL: this output lands in bug reports."""
+    parts = urlsplit(row.value) if "://" in row.value else None
+    if parts is None or parts.password is None:
+        return row
+    hidden = parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@"))
+    return Origin(row.name, urlunsplit(hidden), row.default, row.unit, row.source, row.description)

@@ -1,0 +1,55 @@
+"""`stillmotion webhooks`: see deliveries, send one again, rotate the signing key."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from stillmotion.cli.admin import perform
+from stillmotion.settings import Settings
+
+PIPED_WIDTH = 400
+
+
+def show(settings: Settings, delivered: bool) -> None:
+    table = Table("request", "receiver", "tries", "state", "last problem", box=None, pad_edge=False)
+    for one in perform(settings, "webhooks.list", {"all": delivered})["webhooks"]:
+        # What stands in the query may be a secret of the receiver.
+        receiver = one["url"].partition("?")[0]
+        table.add_row(one["request"], receiver, str(one["tries"]), _state(one), one["last_error"] or "–")
+    console = Console()
+    if not console.is_terminal:
+        # One line each for other programs; a terminal wraps to its own width.
+        console.width = PIPED_WIDTH
+    console.print(table)
+
+
+def redeliver(settings: Settings, request_id: str) -> None:
+    perform(settings, "webhooks.redeliver", {"id": request_id})
+    print(f"The webhook of {request_id} is due now; a running server sends it within seconds.")
+
+
+def rotate_key(settings: Settings, at_once: bool) -> None:
+    told = perform(
+        settings, "webhooks.rotate-key", {"data_dir": str(settings.data_dir.absolute()), "at_once": at_once}
+    )
+    if at_once:
+        print("The new key signs from now on and is the only one published.")
+        print("Receivers that keep the old list refuse it until they fetch the list again, up to a day.")
+    else:
+        print(
+            f"{told['published']} keys are published; the new one signs from {_moment(told['signs_from'])}."
+        )
+
+
+def _state(one: dict[str, Any]) -> str:
+    if one["delivered"] is not None:
+        return f"delivered {_moment(one['delivered'])}"
+    if one["parked"] is not None:
+        return f"parked {_moment(one['parked'])}"
+    return "being sent" if one["sending"] else f"due {_moment(one['due'])}"
+
+
+def _moment(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

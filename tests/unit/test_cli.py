@@ -1,0 +1,221 @@
+"""The command line's parts that need no server: options, lock, admin operations, doctor, backup."""
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from stillmotion.cli import devices, doctor
+from stillmotion.cli.admin import perform
+from stillmotion.cli.backup import backup
+from stillmotion.cli.datadir import Announcement, Lock, announce, read_announcement, write_private
+from stillmotion.cli.generate import generate
+from stillmotion.cli.listeners import bind_tcp, bind_unix, socket_address
+from stillmotion.cli.main import app
+from stillmotion.errors import DataRefused, UserError
+from stillmotion.keys import check_key
+from stillmotion.profiles import load_profile
+from stillmotion.settings import Settings
+from stillmotion.store.open import open_store
+from stillmotion.types import Caller
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_help_loads_neither_torch_nor_the_store() -> None:
+    heavy = "{'torch', 'sqlalchemy', 'PIL', 'starlette'}"
+    told = f"import sys, stillmotion.cli.main; print(sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_settings_prints_json_with_origin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "STILLMOTION_LEASE_S", "33")
+    monkeypatch.setitem(os.environ, "STILLMOTION_DATABASE_URL", "postgresql+psycopg://me:hush@db/films")
+    rows = {row["name"]: row for row in json.loads(CliRunner().invoke(app, ["settings", "--json"]).stdout)}
+    assert rows["STILLMOTION_LEASE_S"]["source"] == "environment"
+    assert rows["STILLMOTION_DATABASE_URL"]["value"] == "postgresql+psycopg://me:***@db/films"
+
+
+def test_lock_is_held_once_and_free_after_release(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    first, second = Lock(data_dir), Lock(data_dir)
+    assert first.take()
+    assert mode(data_dir) == 0o700
+    assert not second.take()
+    assert second.holder() == f"process {os.getpid()}"
+    first.release()
+    assert second.take()
+    second.release()
+
+
+def test_data_directory_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataRefused, match="Choose another with --data-dir"):
+        Lock(tmp_path / "file" / "data").take()
+
+
+def test_announcement_is_read_back_and_absent_without_a_server(tmp_path: Path) -> None:
+    assert read_announcement(tmp_path) is None
+    told = Announcement(pid=1, http="http://127.0.0.1:1", https=None, ca=None, admin="admin.sock")
+    announce(tmp_path, told)
+    assert read_announcement(tmp_path) == told
+
+
+def test_private_file_is_closed_to_others_even_when_it_was_open(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("old")
+    path.chmod(0o644)
+    write_private(path, b"new")
+    assert (mode(path), path.read_bytes()) == (0o600, b"new")
+
+
+def test_unix_socket_is_the_owners_alone_also_at_a_long_path(tmp_path: Path) -> None:
+    folder = tmp_path / ("deep" * 40)
+    folder.mkdir()
+    path = folder / "admin.sock"
+    with bind_unix(path) as bound, socket.socket(socket.AF_UNIX) as client:
+        bound.listen()
+        assert mode(path) == 0o600
+        with socket_address(path) as address:
+            client.connect(address)
+
+
+def test_port_in_use_is_one_sentence() -> None:
+    with (
+        bind_tcp("127.0.0.1", 0) as first,
+        pytest.raises(UserError, match=f"Cannot listen on 127.0.0.1:{first.getsockname()[1]}"),
+    ):
+        first.listen()
+        bind_tcp("127.0.0.1", first.getsockname()[1])
+
+
+def test_key_is_made_listed_and_revoked_without_a_server(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    made = perform(settings, "keys.create", {"name": "laptop", "concurrency": 2, "days": 1})["key"]
+    key_id = made.partition(":")[0]
+    (listed,) = perform(settings, "keys.list", {})["keys"]
+    assert (listed["id"], listed["name"], listed["concurrency"]) == (key_id, "laptop", 2)
+    assert made.partition(":")[2] not in json.dumps(listed)
+    perform(settings, "keys.revoke", {"id": key_id})
+    with pytest.raises(UserError, match="keys list"):
+        perform(settings, "keys.revoke", {"id": key_id})
+
+
+def test_keys_create_prints_the_key_as_its_last_line(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["keys", "create", "laptop", "--data-dir", str(tmp_path)])
+    credential = done.stdout.splitlines()[-1]
+    store = open_store(Settings(data_dir=tmp_path).store_url)
+    checked = store.read_now(lambda conn: check_key(conn, credential, 0))
+    store.close_now()
+    assert isinstance(checked, Caller) and checked.name == "laptop"
+
+
+def test_busy_data_directory_without_a_server_is_said(tmp_path: Path) -> None:
+    lock = Lock(tmp_path)
+    assert lock.take()
+    with pytest.raises(DataRefused, match=f"process {os.getpid()} holds"):
+        perform(Settings(data_dir=tmp_path), "keys.list", {})
+    lock.release()
+
+
+def test_backup_can_be_started_from(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    made = perform(settings, "keys.create", {"name": "kept"})["key"]
+    perform(settings, "webhooks.rotate-key", {"data_dir": str(tmp_path / "data")})
+    (tmp_path / "data" / "media" / "films").mkdir(parents=True)
+    (tmp_path / "data" / "media" / "films" / "a.mp4").write_bytes(b"film")
+    backup(settings, tmp_path / "copy", media=True)
+    (listed,) = perform(Settings(data_dir=tmp_path / "copy"), "keys.list", {})["keys"]
+    assert listed["id"] == made.partition(":")[0]
+    signing = tmp_path / "copy" / "webhook-keys"
+    assert (signing.read_bytes(), mode(signing)) == ((tmp_path / "data" / "webhook-keys").read_bytes(), 0o600)
+    assert (tmp_path / "copy" / "media.txt").read_text() == "films/a.mp4\n"
+    assert (tmp_path / "copy" / "media" / "films" / "a.mp4").read_bytes() == b"film"
+
+
+def test_backup_never_overwrites(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    perform(settings, "keys.list", {})
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "old").write_text("")
+    with pytest.raises(UserError, match="not an empty folder"):
+        backup(settings, tmp_path / "copy", media=False)
+
+
+def test_backup_of_nothing_is_refused_and_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to back up"):
+        backup(Settings(data_dir=tmp_path / "data"), tmp_path / "copy", media=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_device_is_refused_with_what_is_there() -> None:
+    settings = Settings(profile="pocket", devices=["cuda:99"])
+    with pytest.raises(UserError, match=r"Device 'cuda:99' is not here; there is cpu"):
+        devices.choose(settings, "tests.timed_engine:open")
+
+
+def test_the_same_device_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="name one twice"):
+        devices.choose(Settings(devices=["cpu", "cpu"]), "tests.timed_engine:open")
+
+
+def test_weights_cut_short_or_absent_are_named(tmp_path: Path) -> None:
+    profile = load_profile("svd")
+    part = tmp_path / "weights" / "svd" / "unet"
+    part.mkdir(parents=True)
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    whole = len(header).to_bytes(8, "little") + header + bytes(8)
+    (part / "whole.safetensors").write_bytes(whole)
+    (part / "short.safetensors").write_bytes(whole[:-3])
+    (part / "stub.safetensors").write_bytes(whole[:5])
+    found = {finding.fact.partition(" in ")[0] for finding in doctor.check_profile_files(profile, tmp_path)}
+    assert f"unet/short.safetensors has {len(whole) - 3} bytes, its header says {len(whole)}" in found
+    assert "unet/stub.safetensors is cut short" in found
+    assert "vae/config.json is missing" in found
+    assert not any("whole" in fact for fact in found)
+
+
+def test_doctor_names_a_port_in_use(tmp_path: Path) -> None:
+    with bind_tcp("127.0.0.1", 0) as taken:
+        taken.listen()
+        settings = Settings(data_dir=tmp_path, port=taken.getsockname()[1])
+        facts = {finding.topic: finding for finding in doctor.check_data(settings)}
+    assert facts["port"].cure is not None
+    assert facts["lock"].cure is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "what to show"),
+        (["a rocket", "--image", "x.png"], "what to show"),
+        (["a rocket", "--turbo"], "--turbo goes with --image"),
+        (["a rocket", "--steps", "21"], "`steps` is 21"),
+        (["a rocket", "--video-size", "333x256"], "`video_size.width`"),
+        (["a rocket", "-o", "nowhere/out.mp4"], "nowhere is not there"),
+        (["--image", "nowhere.png"], "nowhere.png cannot be read"),
+        (["--image", __file__, "--steps", "4"], "--steps is not a parameter"),
+        (["--image", __file__], "not a picture"),
+    ],
+)
+def test_generate_refuses_with_what_is_wrong(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, ["generate", *words, "--engine", "tests.timed_engine:open"])
+    assert isinstance(done.exception, UserError)
+    assert said in str(done.exception)
+
+
+def test_generate_writes_a_film_of_the_asked_size(tmp_path: Path) -> None:
+    output = tmp_path / "film.mp4"
+    size = {"video_size": "320x256", "seed": 5}
+    assert generate(Settings(), "a rocket", None, False, size, output, "tests.timed_engine:open") == 0
+    assert output.read_bytes()[4:8] == b"ftyp"
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
