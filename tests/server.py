@@ -176,9 +176,13 @@ class Server:
 
     def restart(self) -> None:
         """Start again on the same data directory, after the process has ended, and wait until ready."""
+        self.start_again()
+        self.wait_ready()
+
+    def start_again(self) -> None:
+        """Start again and return at once."""
         assert self.process.poll() is not None, "stop it first"
         self.process = self._start()
-        self.wait_ready()
 
     def stop(self) -> None:
         """End it, gently if it lets us."""

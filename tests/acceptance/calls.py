@@ -58,5 +58,12 @@ def children(server: Server) -> list[psutil.Process]:
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
+    return all(is_gone(one) for one in processes)
+
+
+def is_gone(process: psutil.Process) -> bool:
     """A zombie is gone: it holds no device, only its parent's attention."""
-    return not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

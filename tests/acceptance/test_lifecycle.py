@@ -5,6 +5,7 @@ import socket
 import ssl
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,7 @@ import pytest
 
 from stillmotion.cli.datadir import ANNOUNCEMENT
 from tests.acceptance.calls import (
+    ENDPOINT,
     all_gone,
     children,
     film,
@@ -113,6 +115,20 @@ def test_killed_server_leaves_no_child_and_its_request_runs_again_to_one_end(tmp
         assert steps_told(told).count("step 1/30") == 2
         assert steps_told(told).count("step 30/30") == 1
         assert film(server, ticket)[4:8] == b"ftyp"
+
+
+def test_sync_call_cut_off_by_a_kill_is_cancelled_and_not_made_again(tmp_path: Path) -> None:
+    with Server(tmp_path / "data", engine=TIMED_ENGINE) as server, ThreadPoolExecutor(1) as threads:
+        with server.client() as client:
+            calling = threads.submit(client.post, f"/run/{ENDPOINT}", json={"prompt": ENDLESS})
+            wait_until(lambda: "started attempt=1" in server.output(), "the run")
+            server.kill()
+            with pytest.raises(httpx.TransportError):
+                calling.result()
+        server.restart()
+        # Made again, it would hold the only runner for ever.
+        wait_for(server, submit(server, "a rocket"), "COMPLETED")
+        assert "cancelled: its caller's connection went with the server" in server.output()
 
 
 @pytest.mark.parametrize("fault", ["crash_at=2", "garbage_at=2", "exit_at=2"])

@@ -126,7 +126,7 @@ def test_newer_schema_is_refused_untouched(store_url: str) -> None:
         open_store(store_url)
     with engine.begin() as conn:
         assert conn.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "9999"
-        conn.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+        conn.execute(text("UPDATE alembic_version SET version_num = '0004'"))
     engine.dispose()
 
 

@@ -1,4 +1,4 @@
-"""Forgetting on time: expired files with their bytes, old requests with their logs; certificates renewed."""
+"""Forgetting on time: expired and orphaned files, old requests with their logs; certificates renewed."""
 
 import asyncio
 import logging
@@ -8,7 +8,7 @@ from stillmotion.clock import Clock
 from stillmotion.errors import StoreUnavailable
 from stillmotion.media.store import MediaStore
 from stillmotion.settings import DAY_S, Settings
-from stillmotion.store.files import drop_files, expired_files
+from stillmotion.store.files import drop_files, expired_files, unnamed_films
 from stillmotion.store.open import Store
 from stillmotion.store.retention import drop_old_requests
 
@@ -30,6 +30,17 @@ async def drop_expired_files(store: Store, media: MediaStore, now: float) -> int
     return dropped
 
 
+async def drop_unnamed_films(store: Store, media: MediaStore) -> int:
+    """Remove films no result names: their server died between writing the film and writing the ending."""
+    dropped = 0
+    async for keys in media.keys("films"):
+        films = {key: key.split("/")[1] for key in keys}
+        unnamed = await store.read(lambda conn, films=films: unnamed_films(conn, films))
+        await media.delete(unnamed)
+        dropped += len(unnamed)
+    return dropped
+
+
 async def drop_requests(store: Store, before: float) -> int:
     dropped = 0
     while batch := await store.write(lambda conn: drop_old_requests(conn, before, BATCH)):
@@ -45,6 +56,8 @@ async def keep_house(
         try:
             now = clock.now()
             files = await drop_expired_files(store, media, now)
+            # Before their requests are forgotten, for only these tell whose they are.
+            files += await drop_unnamed_films(store, media)
             requests = await drop_requests(store, now - settings.request_days * DAY_S)
             if files or requests:
                 log.info("forgot files=%d requests=%d", files, requests)

@@ -47,7 +47,7 @@ from stillmotion.settings import Settings
 from stillmotion.signatures import SigningKeys
 from stillmotion.store import outbox
 from stillmotion.store.open import Store, open_store
-from stillmotion.store.queue import requeue_running
+from stillmotion.store.queue import cancel_abandoned, requeue_running
 from stillmotion.wakeup import Wakeup
 from stillmotion.webhooks import Sender, Spelling
 from stillmotion.worker import Worker
@@ -146,6 +146,8 @@ async def _open_house(
         requeued = await store.write(lambda conn: requeue_running(conn, clock.now()))
         for request_id in requeued:
             log.info("%s re-queued: its server went away", request_id)
+        for request_id in await store.write(lambda conn: cancel_abandoned(conn, clock.now())):
+            log.info("%s cancelled: its caller's connection went with the server", request_id)
         await store.write(outbox.free_claimed)
     media = open_media(settings.data_dir)
     signatures = SigningKeys(settings.data_dir, clock.now())

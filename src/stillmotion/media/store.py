@@ -28,6 +28,8 @@ T = TypeVar("T")
 #: Written and read in blocks of this many bytes.
 BLOCK = 1024 * 1024
 HEAD_BYTES = 64
+#: Keys per batch of a listing.
+LISTED = 500
 #: Transfers a killed server left behind are removed at the next start once they are this old.
 STALE_S = 86_400
 KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -113,6 +115,12 @@ class MediaStore:
             self._place(key)
             with suppress(FileNotFoundError), _os_errors():
                 await self._objects.delete_async(key)
+
+    async def keys(self, folder: str) -> AsyncIterator[list[str]]:
+        """List the objects of a folder, in batches."""
+        with _os_errors():
+            async for batch in self._objects.list(folder, chunk_size=LISTED):  # pyright: ignore[reportUnknownMemberType]
+                yield [found["path"] for found in batch]
 
     async def local_path(self, key: str) -> Path | None:
         """Return the object's file, None when there is none."""

@@ -1,11 +1,11 @@
 """Records of hosted files; the bytes lie in the media store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from stillmotion.store.rows import file_values, to_file
-from stillmotion.store.tables import file
+from stillmotion.store.tables import IS_DONE, file, request
 from stillmotion.types import FileRecord
 
 
@@ -51,3 +51,17 @@ def expired_files(conn: Connection, now: float, limit: int) -> list[FileRecord]:
 
 def drop_files(conn: Connection, ids: Sequence[str]) -> None:
     conn.execute(delete(file).where(file.c.id.in_(ids)))
+
+
+def unnamed_films(conn: Connection, films: Mapping[str, str]) -> list[str]:
+    """Of media keys with their request's id, list those whose request is done and names another or none.
+
+    A request not known here says nothing of its film: the bytes may be another database's.
+    """
+    done = conn.execute(
+        select(request.c.id, request.c.result).where(request.c.id.in_(set(films.values())), IS_DONE)
+    ).all()
+    results = [row.result["file"] for row in done if row.result is not None]
+    named = set(conn.execute(select(file.c.media_key).where(file.c.id.in_(results))).scalars())
+    ended = {row.id for row in done}
+    return [key for key, request_id in films.items() if request_id in ended and key not in named]

@@ -4,14 +4,13 @@
     await store.write(lambda conn: submit(conn, new, now))
     await store.read(lambda conn: get(conn, request_id))
 
-Writes of one process go through one thread and share COMMITs (`writer.py`); reads see every write that was
-acknowledged before them.
+Writes of one process go through one thread and share COMMITs (`writer.py`), reads through a few that share
+snapshots (`readers.py`); they see every write that was acknowledged before them.
 """
 
 import asyncio
 import sqlite3
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
@@ -20,10 +19,14 @@ from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from stillmotion.clock import Clock, SystemClock
 from stillmotion.errors import DataRefused, UserError
-from stillmotion.store.databases import READERS, is_sqlite, open_readers, open_writer, sqlite_path
+from stillmotion.store.databases import is_sqlite, open_readers, open_writer, sqlite_path
+from stillmotion.store.marks import Marks
 from stillmotion.store.migrate import bring_up_to_date
-from stillmotion.store.writer import Writer, closed, unavailable
+from stillmotion.store.readers import Readers
+from stillmotion.store.waiting import unavailable
+from stillmotion.store.writer import Writer
 
 T = TypeVar("T")
 
@@ -31,14 +34,15 @@ T = TypeVar("T")
 class Store:
     """One open database; made by `open_store`."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, clock: Clock) -> None:
         self._url = url
         writer = open_writer(url)
         # After a kill the first connection replays SQLite's log; a reading one is not the one to do that.
         writer.connect().close()
         self._writer = Writer(writer)
-        self._readers = open_readers(url)
-        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
+        self._reading = open_readers(url)
+        self._marks = Marks(self.read_now, self.write_now, clock)
+        self._readers = Readers(self._reading, self._marks.refresh)
         self.closed = False
 
     async def write(self, operation: Callable[[Connection], T]) -> T:
@@ -47,9 +51,11 @@ class Store:
 
     async def read(self, operation: Callable[[Connection], T]) -> T:
         """Run an operation on a reading connection, in one transaction."""
-        if self.closed:
-            raise closed()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.read_now, operation)
+        return await self._readers.read(operation)
+
+    def refresh_marks(self, profile: str) -> None:
+        """Bring the marks of a queue up to date, unless that was done lately; reads do it by themselves."""
+        self._marks.refresh(profile)
 
     def write_now(self, operation: Callable[[Connection], T]) -> T:
         """Do as `write` does, blocking the calling thread."""
@@ -58,7 +64,7 @@ class Store:
     def read_now(self, operation: Callable[[Connection], T]) -> T:
         """Do as `read` does, blocking the calling thread."""
         try:
-            with self._readers.connect() as conn, conn.begin():
+            with self._reading.connect() as conn, conn.begin():
                 return operation(conn)
         except (OperationalError, PoolTimeout) as error:
             raise unavailable(error) from error
@@ -68,10 +74,11 @@ class Store:
         await asyncio.to_thread(self.close_now)
 
     def close_now(self) -> None:
+        self._readers.stop()
+        self._writer.stop()
         self.closed = True
-        self._threads.shutdown()
         # Readers first: the writer's connection is the last to go and so makes the final checkpoint.
-        self._readers.dispose()
+        self._readers.close()
         self._writer.close()
 
     def backup(self, target: Path) -> None:
@@ -86,12 +93,12 @@ class Store:
             copy.execute("PRAGMA journal_mode = DELETE")
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, clock: Clock | None = None) -> Store:
     """Open the database at a URL, creating or migrating it; raises DataRefused with what to do."""
     try:
         parsed = make_url(url)
         bring_up_to_date(parsed)
-        return Store(parsed)
+        return Store(parsed, clock or SystemClock())
     except (ArgumentError, NoSuchModuleError) as error:
         raise DataRefused(
             f"The database URL is not usable: {error}. "

@@ -40,6 +40,17 @@ queue = Table(
     Column("profile", Text, primary_key=True),
     #: Highest normal `ord` given out; never goes back, whatever the clock does.
     Column("last_ord", BigInteger, nullable=False),
+    #: When the rebuild of its marks began that somebody won last.
+    Column("marks_at", Float(53), nullable=False, server_default=text("0")),
+)
+
+queue_mark = Table(
+    "queue_mark",
+    metadata,
+    Column("profile", Text, primary_key=True),
+    Column("ord", BigInteger, primary_key=True, autoincrement=False),
+    #: How many waited ahead when the marks were set.
+    Column("rnk", BigInteger, nullable=False),
 )
 
 request = Table(

@@ -11,17 +11,16 @@ What it promises:
 
 import asyncio
 import threading
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from stillmotion.errors import StoreUnavailable
+from stillmotion.store.waiting import Waiting, closed, refuse, release, unavailable
 
 T = TypeVar("T")
 
@@ -30,33 +29,6 @@ BATCH = 256
 #: Times an operation may meet a deadlock with another PostgreSQL client before its caller is told.
 DEADLOCK_TRIES = 3
 _DEADLOCK = "40P01"
-
-Loop = asyncio.AbstractEventLoop
-
-
-class Waiting:
-    """One operation on its way; filled in by the writing thread, then released to its caller."""
-
-    def __init__(
-        self,
-        operation: Callable[[Connection], Any],
-        future: "asyncio.Future[Any] | Future[Any]",
-        loop: Loop | None,
-    ) -> None:
-        self.operation = operation
-        self.future = future
-        self.loop = loop
-        self.result: Any = None
-        self.error: Exception | None = None
-        self.deadlocks = 0
-
-    def release(self) -> None:
-        if self.future.done():
-            return
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.result)
 
 
 class _Savepoint:
@@ -112,11 +84,15 @@ class Writer:
         self._enqueue(Waiting(operation, future, None))
         return future.result()
 
-    def close(self) -> None:
-        """Finish the batch under way, fail what waits behind it, and give the connection back."""
+    def stop(self) -> None:
+        """Take nothing more, and fail what waits behind the batch under way."""
         with self._wake:
             self._closed = True
             self._wake.notify()
+
+    def close(self) -> None:
+        """Stop, finish the batch under way, and give the connection back."""
+        self.stop()
         self._thread.join()
         self._engine.dispose()
 
@@ -132,12 +108,8 @@ class Writer:
             again = self._commit(batch)
             with self._wake:
                 self._waiting.extendleft(reversed(again))
-            _release([waiting for waiting in batch if waiting not in again])
-        left = list(self._waiting)
-        self._waiting.clear()
-        for waiting in left:
-            waiting.error = closed()
-        _release(left)
+            release([waiting for waiting in batch if waiting not in again])
+        refuse(self._waiting)
 
     def _collect(self) -> list[Waiting]:
         with self._wake:
@@ -161,18 +133,6 @@ class Writer:
         return [waiting for waiting in batch if _may_try_again(waiting)]
 
 
-def unavailable(error: SQLAlchemyError) -> StoreUnavailable:
-    """Say that the database did not do it; the driver's words stay, the statement and its values do not."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    failure = StoreUnavailable(f"The database is not available: {cause}. Nothing was kept; try again.")
-    failure.__cause__ = cause
-    return failure
-
-
-def closed() -> StoreUnavailable:
-    return StoreUnavailable("The server is shutting down and takes no more work; nothing was kept.")
-
-
 def _may_try_again(waiting: Waiting) -> bool:
     cause = waiting.error.__cause__ if waiting.error is not None else None
     if cause is None or getattr(cause, "sqlstate", None) != _DEADLOCK or waiting.deadlocks == DEADLOCK_TRIES:
@@ -180,21 +140,3 @@ def _may_try_again(waiting: Waiting) -> bool:
     waiting.deadlocks += 1
     waiting.error = None
     return True
-
-
-def _release(settled: Sequence[Waiting]) -> None:
-    by_loop: defaultdict[Loop, list[Waiting]] = defaultdict(list)
-    for waiting in settled:
-        if waiting.loop is None:
-            waiting.release()
-        else:
-            by_loop[waiting.loop].append(waiting)
-    for loop, group in by_loop.items():
-        # A closed loop has nobody left who waits.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(_release_here, group)
-
-
-def _release_here(group: Sequence[Waiting]) -> None:
-    for waiting in group:
-        waiting.release()

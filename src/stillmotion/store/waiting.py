@@ -1,0 +1,85 @@
+"""Operations on their way to a database thread and back: results return to the event loop by the batch.
+
+Waking the loop costs more than a short statement, so a thread hands back all it has settled in one call.
+A caller that was cancelled meanwhile, or whose loop is gone, disturbs nobody.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from stillmotion.errors import StoreUnavailable
+
+Loop = asyncio.AbstractEventLoop
+
+
+class Waiting:
+    """One operation; filled in by the thread that runs it, then released to its caller."""
+
+    def __init__(
+        self,
+        operation: Callable[[Connection], Any],
+        future: "asyncio.Future[Any] | Future[Any]",
+        loop: Loop | None,
+    ) -> None:
+        self.operation = operation
+        self.future = future
+        self.loop = loop
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.deadlocks = 0
+
+    def release(self) -> None:
+        if self.future.done():
+            return
+        if isinstance(self.error, StopIteration):
+            # A future refuses it, and the rest of the batch would go unreleased.
+            self.error = RuntimeError("the operation raised StopIteration")
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+def release(settled: Sequence[Waiting]) -> None:
+    """Give every caller its result or error; each event loop is woken once."""
+    by_loop: defaultdict[Loop, list[Waiting]] = defaultdict(list)
+    for waiting in settled:
+        if waiting.loop is None:
+            waiting.release()
+        else:
+            by_loop[waiting.loop].append(waiting)
+    for loop, group in by_loop.items():
+        # A closed loop has nobody left who waits.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_release_here, group)
+
+
+def _release_here(group: Sequence[Waiting]) -> None:
+    for waiting in group:
+        waiting.release()
+
+
+def refuse(left: Sequence[Waiting]) -> None:
+    """Fail what still waits when the store is closed."""
+    for waiting in left:
+        waiting.error = closed()
+    release(left)
+
+
+def unavailable(error: SQLAlchemyError) -> StoreUnavailable:
+    """Say that the database did not do it; the driver's words stay, the statement and its values do not."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    failure = StoreUnavailable(f"The database is not available: {cause}. Nothing was kept; try again.")
+    failure.__cause__ = cause
+    return failure
+
+
+def closed() -> StoreUnavailable:
+    return StoreUnavailable("The server is shutting down and takes no more work; nothing was kept.")

@@ -1,0 +1,97 @@
+"""What training relies on: a linear encoder, a film model that begins as a copier, exact quick attention."""
+
+import random
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny, EulerDiscreteScheduler
+
+from training import codec, edm, motion, picture
+from training.attention import QuickAttention
+from training.clips import Studio, clips_of, some_frames
+from training.render import film
+from training.world import FRAMES, Scene
+
+SCENE = Scene("boat", "green", "sea", "rise", bucket=90, light=0.2)
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderTiny:
+    torch.manual_seed(0)
+    made = codec.build()
+    cells = codec.cells_of(film(SCENE, [0, 8, 16, 24]).repeat(4, 1, 1, 1)).reshape(-1, 3, 32, 32)
+    codec.fit_encoder(made, cells + 0.05 * torch.rand_like(cells))
+    return made.requires_grad_(False)
+
+
+def test_encoding_by_matrix_equals_the_network(vae: AutoencoderTiny) -> None:
+    frames = film(SCENE, [0, 24])
+    assert torch.allclose(codec.Cells(vae).encode(frames), codec.encode(vae, frames * 2 - 1), atol=2e-3)
+
+
+def test_latents_of_touched_cells_equal_latents_of_whole_frames(vae: AutoencoderTiny) -> None:
+    studio = Studio(vae, torch.nn.Identity())
+    assert torch.allclose(
+        studio.latents(SCENE, [0, 5, 24]), studio.cells.encode(film(SCENE, [0, 5, 24])), atol=1e-4
+    )
+
+
+def test_untrained_film_model_answers_the_picture_in_every_frame() -> None:
+    torch.manual_seed(1)
+    unet = motion.build().eval()
+    motion.start_as_copier(unet)
+    conditioning = 0.5 * torch.randn(1, 1, codec.CHANNELS, 8, 8).expand(-1, 4, -1, -1, -1)
+    noise = torch.randn(conditioning.shape)
+    with torch.no_grad():
+        ids = torch.tensor([[6.0, 127.0, 0.02]])
+        made = unet(
+            torch.cat((noise, conditioning), 2), torch.tensor(1.6), torch.randn(1, 1, 128), ids
+        ).sample
+    wanted = conditioning * codec.SCALING
+    clean = edm.clean_from(noise * 700, made, 700.0)
+    assert float((clean - wanted).square().mean() / wanted.square().mean()) < 0.05
+
+
+def test_quick_attention_changes_nothing() -> None:
+    torch.manual_seed(2)
+    unet = picture.build().eval()
+    x, words = torch.randn(2, codec.CHANNELS, 8, 8), torch.randn(2, 12, 128)
+    with torch.no_grad():
+        usual = unet(x, torch.tensor(0.3), words).sample
+        unet.set_attn_processor(QuickAttention())
+        assert torch.allclose(unet(x, torch.tensor(0.3), words).sample, usual, atol=1e-4)
+
+
+def test_chosen_frames_are_the_positions_of_a_clip() -> None:
+    unet = motion.build()
+    choosers = motion.let_choose(unet)
+    assert len(choosers) == 7
+    assert not any("time_proj" in name for name in unet.state_dict())
+    first = choosers[0]
+    first.frames = torch.tensor([3, 9])
+    assert torch.equal(first(torch.arange(2)), first.projection(torch.tensor([3, 9])))
+
+
+@pytest.mark.parametrize("count", [5, 25])
+def test_some_frames_are_sorted_frames_of_the_film(count: int) -> None:
+    rng = random.Random(1)
+    for _ in range(50):
+        chosen = some_frames(rng, count)
+        assert len(chosen) == len(set(chosen)) == count
+        assert chosen == sorted(chosen) and chosen[0] >= 0 and chosen[-1] < FRAMES
+
+
+def test_clips_hold_the_picture_as_their_first_frame(vae: AutoencoderTiny) -> None:
+    studio = Studio(vae, torch.nn.Identity())
+    studio.embed = lambda scene: torch.zeros(128)  # type: ignore[method-assign]
+    clips = clips_of(studio, [SCENE], [[0, 4, 9]])
+    assert torch.allclose(clips.clean[0, 0], clips.picture[0] * codec.SCALING, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_shipped_schedule_is_the_one_training_samples_with() -> None:
+    schedule: EulerDiscreteScheduler = picture.scheduler()
+    schedule.set_timesteps(6)
+    wanted = edm.karras(6, picture.SIGMA_MIN, picture.SIGMA_MAX)
+    assert torch.allclose(schedule.sigmas[:-1].double(), wanted, rtol=1e-4)
+    assert torch.allclose(schedule.timesteps.double(), 0.25 * wanted.log(), atol=1e-4)

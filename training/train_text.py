@@ -1,0 +1,86 @@
+"""Train the text tower: `python -m training.train_text --minutes 5`.
+
+Four linear heads name object, colour, place and motion, read at the end mark and at a random place in the
+padding after it, so that every padding token carries the whole sentence to the picture model.
+"""
+
+import random
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from training import text
+from training.captions import KINDS, describe, target
+from training.loop import STATE, WEIGHTS, Run, muon, questions
+from training.world import draw_scene
+
+FOLDER = STATE / "text"
+COUNTS = [len(values) + 1 for values in KINDS.values()]
+
+
+class Tower(nn.Module):
+    def __init__(self, model: nn.Module, width: int) -> None:
+        super().__init__()
+        self.model = model
+        self.embed_heads = nn.Linear(width, sum(COUNTS))
+
+    def heads(self, features: torch.Tensor) -> list[torch.Tensor]:
+        return list(self.embed_heads(features).split(COUNTS, -1))
+
+
+def batch(rng: random.Random, tokenizer: text.CLIPTokenizer, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    scenes = [draw_scene(rng) for _ in range(size)]
+    captions = [describe(s, rng, rng.choice((0.0, 0.12, 0.5))) for s in scenes]
+    labels = torch.tensor([target(s, c) for s, c in zip(scenes, captions, strict=True)])
+    return text.tokens(tokenizer, [c.text for c in captions]), labels
+
+
+def reads(tower: Tower, ids: torch.Tensor, end: int, rng: random.Random) -> list[list[torch.Tensor]]:
+    hidden = tower.model(ids).last_hidden_state
+    first_end = (ids == end).int().argmax(1)
+    anywhere = torch.tensor([rng.randint(e, ids.shape[1] - 1) for e in first_end.tolist()])
+    rows = torch.arange(len(ids))
+    return [tower.heads(hidden[rows, spot]) for spot in (first_end, anywhere)]
+
+
+def accuracy(tower: Tower, tokenizer: text.CLIPTokenizer) -> dict[str, float]:
+    rng = random.Random(990_002)
+    ids, labels = batch(rng, tokenizer, 1000)
+    found = reads(tower, ids, tokenizer.eos_token_id, rng)[0]
+    return {
+        kind: float((scores.argmax(1) == labels[:, i]).float().mean())
+        for i, (kind, scores) in enumerate(zip(KINDS, found, strict=True))
+    }
+
+
+def main() -> None:
+    ask = questions(5)
+    told = ask.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(2)
+    if not FOLDER.exists():
+        shipped = WEIGHTS / "text_to_image" / "tokenizer"
+        found = text.CLIPTokenizer.from_pretrained(shipped) if told.from_shipped else text.grow_tokenizer()
+        found.save_pretrained(FOLDER / "tokenizer")
+    tokenizer = text.CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
+    tower = Tower(text.build(tokenizer), text.HIDDEN)
+    run = Run("text", tower, muon(tower, 0.01, 2e-3), told.minutes, decay=0.99)
+    if told.from_shipped:
+        run.begin_from(WEIGHTS / "text_to_image" / "text_encoder" / "model.safetensors", "model.")
+    rng = random.Random(2000 + run.step)
+    while run.going():
+        ids, labels = batch(rng, tokenizer, 64)
+        loss = torch.zeros(())
+        for found in reads(tower, ids, tokenizer.eos_token_id, rng):
+            loss = loss + sum(cross_entropy(s, labels[:, i]) for i, s in enumerate(found))
+        run.learn(loss)
+        if run.due(60):
+            run.save(**run.with_average(lambda: accuracy(tower, tokenizer)))
+    run.save(**run.with_average(lambda: accuracy(tower, tokenizer)))
+    tower.load_state_dict(run.average)
+    tower.model.save_pretrained(FOLDER / "text_encoder")
+
+
+if __name__ == "__main__":
+    main()
