@@ -19,7 +19,7 @@ demo: setup  ## make both videos of the README over HTTP, with the small weights
 serve: setup  ## run the server on http://127.0.0.1:8000
 	$(BIN)/stillmotion serve
 test: .venv/.installed-dev lint types  ## all checks and tests; what CI runs
-	tests/js/setup $(BIN)/python
+	$(BIN)/python tests/js/setup
 	$(BIN)/python -m pytest $(PARALLEL) $(TEST_ARGS)
 check: .venv/.installed-dev  ## quick tests (no server processes), for before each commit
 	$(BIN)/python -m pytest -q $(PARALLEL) tests/unit tests/store tests/http $(TEST_ARGS)
@@ -32,7 +32,7 @@ lint: .venv/.installed-dev  ## ruff, import floors, house rules, generated docs 
 types: .venv/.installed-dev  ## pyright
 	$(BIN)/pyright
 conformance: .venv/.installed-dev  ## the official fal clients, Python and JavaScript, against a real server
-	tests/js/setup $(BIN)/python
+	$(BIN)/python tests/js/setup
 	$(BIN)/python -m pytest tests/conformance $(TEST_ARGS)
 bench: setup  ## ready time, stopwatches, seconds per video, status reads, memory; prints a table
 	$(BIN)/python -m bench.serve
