@@ -26,7 +26,7 @@ from stillmotion.store.rows import to_file
 from stillmotion.store.tables import file
 from stillmotion.types import Bases, CancelAnswer, FileRecord, Level, NewRequest, Request, State
 from stillmotion.wakeup import Wakeup
-from stillmotion.worker import Worker
+from stillmotion.work.worker import Worker
 
 TIMED = "tests.timed_engine:open"
 PROMPT = "fal-ai/fast-svd-lcm/text-to-video"

@@ -21,9 +21,9 @@ from stillmotion.clock import SystemClock
 from stillmotion.endpoints.catalogue import ENDPOINTS, Endpoint
 from stillmotion.errors import InputRefused, RunnerGone, UserError
 from stillmotion.images import prepare_picture
-from stillmotion.runners import Cancelled, Notes, Reply, Runner, start_runner
 from stillmotion.settings import Settings
 from stillmotion.types import Assignment, Bases, Film, Request, State
+from stillmotion.work.runners import Cancelled, Notes, Reply, Runner, start_runner
 
 TEXT_TO_VIDEO = "fal-ai/fast-svd-lcm/text-to-video"
 TURBO = "fal-ai/fast-svd-lcm"

@@ -50,7 +50,7 @@ from stillmotion.store.open import Store, open_store
 from stillmotion.store.queue import cancel_abandoned, requeue_running
 from stillmotion.wakeup import Wakeup
 from stillmotion.webhooks import Sender, Spelling
-from stillmotion.worker import Worker
+from stillmotion.work.worker import Worker
 
 #: How often the start block looks whether a runner is ready.
 READY_LOOK_S = 0.05

@@ -13,12 +13,12 @@ from stillmotion import ids
 from stillmotion.endpoints import ENDPOINTS
 from stillmotion.errors import InputRefused
 from stillmotion.media.store import MediaStore
-from stillmotion.runners import Notes, Reply, Runner
 from stillmotion.store import queue
 from stillmotion.store.endings import CANCELLED
 from stillmotion.store.files import add_file
 from stillmotion.store.logs import append_logs
 from stillmotion.types import Assignment, Ending, Failure, FileRecord, Film, Level, Outcome, Request
+from stillmotion.work.runners import Notes, Reply, Runner
 
 #: Names in an attempt's scratch folder.
 PICTURE, FILM = "picture.png", "film.mp4"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stillmotion.errors import RunnerGone
-from stillmotion.runners import Runner, start_runner
+from stillmotion.work.runners import Runner, start_runner
 
 RESTART_FIRST_S, RESTART_LAST_S = 0.5, 30.0
 

@@ -18,19 +18,19 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection
 
-from stillmotion.attempts import PICTURE, Attempt, Stop, Stopped
 from stillmotion.clock import Clock
 from stillmotion.errors import InputRefused, RunnerGone, StoreUnavailable
-from stillmotion.lanes import Lane, happens, pause_s
 from stillmotion.media.store import MediaStore
-from stillmotion.pictures import place_picture
-from stillmotion.runners import Cancelled, Notes, Reply, Runner
 from stillmotion.settings import DAY_S, Settings
 from stillmotion.store import queue
 from stillmotion.store.logs import append_logs
 from stillmotion.store.open import Store
 from stillmotion.types import Failure, FileRecord, Film, Readiness, Request
 from stillmotion.wakeup import Wakeup
+from stillmotion.work.attempts import PICTURE, Attempt, Stop, Stopped
+from stillmotion.work.lanes import Lane, happens, pause_s
+from stillmotion.work.pictures import place_picture
+from stillmotion.work.runners import Cancelled, Notes, Reply, Runner
 
 #: An idle device looks by itself this often; other processes may have written the queue.
 LOOK_S = 1.0

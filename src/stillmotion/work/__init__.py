@@ -1,0 +1,1 @@
+"""Floor 4: claiming requests, fetching their pictures, and driving one runner per device."""
