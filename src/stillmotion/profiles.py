@@ -113,8 +113,14 @@ class Source:
     licence: str
     files: tuple[str, ...]
     folder: str = ""
+    #: Those of the files whose float32 tensors are kept as float16.
+    cast: tuple[str, ...] = ()
     #: The hub wants the licence accepted by a signed-in account first.
     gated: bool = False
+
+    def place(self, name: str) -> str:
+        """Where one of its files belongs in the weights folder."""
+        return f"{self.folder}/{name}" if self.folder else name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,8 +162,9 @@ class Profile:
         wanted.append(f"{self.first_frame.folder}/model_index.json")
         if self.first_frame.unet:
             wanted.append(f"{self.first_frame.folder}/{self.first_frame.unet}")
-        needed = [part if Path(part).suffix else f"{part}/config.json" for part in dict.fromkeys(wanted)]
-        return [part for part in needed if not (folder / part).is_file()]
+        needed = [part if Path(part).suffix else f"{part}/config.json" for part in wanted]
+        needed += [source.place(name) for source in self.sources for name in source.files]
+        return [part for part in dict.fromkeys(needed) if not (folder / part).is_file()]
 
 
 def profile_names() -> list[str]:

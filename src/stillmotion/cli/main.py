@@ -5,13 +5,14 @@ never imported in this process.
 """
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from stillmotion import __version__
-from stillmotion.errors import UserError
+from stillmotion.errors import StillmotionError
 
 app = typer.Typer(
     name="stillmotion",
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 keys_app = typer.Typer(
-    help="Make, list and revoke API keys, also beside a running server.", no_args_is_help=True
+    help="Make, list, rotate and revoke API keys, also beside a running server.", no_args_is_help=True
 )
 app.add_typer(keys_app, name="keys")
 webhooks_app = typer.Typer(
@@ -29,6 +30,16 @@ webhooks_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(webhooks_app, name="webhooks")
+models_app = typer.Typer(help="Fetch, import, check and remove weights.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+class Scope(StrEnum):
+    """What a key is for."""
+
+    API = "api"
+    ADMIN = "admin"
+
 
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where state, media and keys live.", show_default=False)
@@ -39,6 +50,8 @@ ProfileName = Annotated[
 Devices = Annotated[
     str | None, typer.Option("--devices", help="cpu, cuda:0,cuda:1,… or auto.", show_default=False)
 ]
+#: Highest limit a key can have; the database's numbers end somewhere.
+MOST = 1_000_000_000
 #: For tests: a runner that makes films on a timetable.
 Engine = Annotated[str | None, typer.Option("--engine", hidden=True)]
 
@@ -129,14 +142,45 @@ def keys_create(
     name: Annotated[str, typer.Argument(help="What the key is for; shown in lists.")],
     data_dir: DataDir = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Most requests of this key running or ready at once.")
+        int | None,
+        typer.Option(min=1, max=MOST, help="Most requests of this key at once; more wait their turn."),
     ] = None,
-    days: Annotated[float | None, typer.Option(min=0, help="Days until the key expires.")] = None,
+    submits_per_minute: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Most requests it may submit in a minute.")
+    ] = None,
+    upload_bytes_per_day: Annotated[
+        int | None, typer.Option(min=1, max=MOST * MOST, help="Most bytes it may upload in a day.")
+    ] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="When it ends: 12h, 30d, 2027-01-01.", show_default="never")
+    ] = None,
+    scope: Annotated[
+        Scope, typer.Option(help="api: what clients do; admin: the operator's routes too.")
+    ] = Scope.API,
 ) -> None:
     """Make a key; the last line printed is the key, `id:secret`, shown this once."""
     from stillmotion.cli.keys import create
 
-    create(_settings(data_dir), name, concurrency, days)
+    limits = {
+        "concurrency": concurrency,
+        "submits_per_minute": submits_per_minute,
+        "upload_bytes_per_day": upload_bytes_per_day,
+    }
+    create(_settings(data_dir), name, limits, expires, scope)
+
+
+@keys_app.command("rotate")
+def keys_rotate(
+    key_id: Annotated[str, typer.Argument(help="The part of the key before the colon.")],
+    data_dir: DataDir = None,
+    overlap: Annotated[
+        str, typer.Option(help="How long the old secret still works: 30m, 12h, 1d, or 0.")
+    ] = "1d",
+) -> None:
+    """Give a key a new secret; its id, requests and limits stay. The last line printed is the new key."""
+    from stillmotion.cli.keys import rotate
+
+    rotate(_settings(data_dir), key_id, overlap)
 
 
 @keys_app.command("list")
@@ -193,6 +237,63 @@ def webhooks_rotate_key(
     rotate_key(_settings(data_dir), at_once)
 
 
+@models_app.command("list")
+def models_list(data_dir: DataDir = None) -> None:
+    """List the profiles, whether their weights are here, and their licences."""
+    from stillmotion.cli.models import show
+
+    show(_settings(data_dir))
+
+
+@models_app.command("pull")
+def models_pull(
+    name: Annotated[str, typer.Argument(help="The profile, such as svd.")],
+    data_dir: DataDir = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="HF_TOKEN", help="Token of your hub account, for gated weights.")
+    ] = None,
+    accept_licences: Annotated[
+        bool, typer.Option("--accept-licences", help="You have read and accept them; asks nothing.")
+    ] = False,
+) -> None:
+    """Fetch weights from the Hugging Face hub: shows licence and size first, resumes, verifies, locks."""
+    from stillmotion.cli.models import pull
+
+    pull(_settings(data_dir), name, token, accept_licences)
+
+
+@models_app.command("import")
+def models_import(
+    name: Annotated[str, typer.Argument(help="The profile, such as svd.")],
+    origin: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the weights.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Copy weights that are on disk: a weights folder, repositories side by side, or a hub cache."""
+    from stillmotion.cli.models import bring
+
+    bring(_settings(data_dir), name, origin)
+
+
+@models_app.command("verify")
+def models_verify(
+    name: Annotated[str, typer.Argument(help="The profile, such as svd.")], data_dir: DataDir = None
+) -> None:
+    """Hash every file against models.lock; exit status 1 if one is missing or differs."""
+    from stillmotion.cli.models import verify
+
+    raise typer.Exit(verify(_settings(data_dir), name))
+
+
+@models_app.command("remove")
+def models_remove(
+    name: Annotated[str, typer.Argument(help="The profile, such as svd.")], data_dir: DataDir = None
+) -> None:
+    """Delete a profile's weights from the data directory."""
+    from stillmotion.cli.models import remove
+
+    remove(_settings(data_dir), name)
+
+
 @app.command()
 def doctor(data_dir: DataDir = None, profile: ProfileName = None) -> None:
     """Check what the server needs: each line says ok or what to do; exit status 1 if something is wrong."""
@@ -229,9 +330,9 @@ def _settings(data_dir: Path | None) -> Any:
 
 
 def main() -> None:
-    """Run the command line; what the person can mend is one line on stderr, not a traceback."""
+    """Run the command line; what is foreseen is one line on stderr, not a traceback."""
     try:
         app()
-    except UserError as error:
+    except StillmotionError as error:
         print(f"stillmotion: {error}", file=sys.stderr)
         sys.exit(1)

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
 from stillmotion.errors import WeightsMissing
+from stillmotion.lockfile import digest, read_lock
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
-READ_BYTES = 1 << 20
 
 
 def load_network(
@@ -77,18 +77,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def digest_files(folder: Path) -> str:
-    """SHA-256 over the names and contents of all weights and config files under a folder."""
+    """SHA-256 over the names and contents of all weights and config files under a folder.
+
+    Files of the size their lock names are taken at its word: hashing 17 GB at every start takes a minute.
+    """
+    lock = read_lock(folder)
     files = sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json", ".txt"})
+
+    def known(path: Path) -> str:
+        locked = lock.get(path.relative_to(folder).as_posix())
+        return locked.sha256 if locked and locked.size == path.stat().st_size else digest(path)
+
     with ThreadPoolExecutor() as pool:
         return combine(
-            f"{p.relative_to(folder)} {d}" for p, d in zip(files, pool.map(_digest, files), strict=True)
+            f"{p.relative_to(folder)} {d}" for p, d in zip(files, pool.map(known, files), strict=True)
         )
 
 
 def combine(facts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
