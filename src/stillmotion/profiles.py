@@ -37,6 +37,8 @@ class Dtypes:
 
     cpu: Dtype
     cuda: Dtype
+    #: bfloat16 instead of `cpu` where the CPU has instructions for it; elsewhere it is emulated and slow.
+    cpu_bf16: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

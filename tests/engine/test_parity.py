@@ -34,7 +34,7 @@ def stock_frames(engine: Engine, folder: Path, guidance: tuple[float, float]) ->
         pipeline = models.StableVideoDiffusionPipeline(
             vae=engine.weights.codec.vae,
             image_encoder=engine.weights.clip,
-            unet=engine.weights.unets[Sampler.EULER],
+            unet=models.UNetSpatioTemporalConditionModel.from_pretrained(folder / "unet", variant="fp16"),
             scheduler=models.EulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
             feature_extractor=CLIPImageProcessorPil(size=224, crop_size=224),
         )

@@ -1,5 +1,6 @@
 """All networks of a profile, loaded onto one device."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 
 import stillmotion
+from stillmotion.engine import rewrites
 from stillmotion.engine.codec import Codec, load_codec
 from stillmotion.engine.first_frame import FirstFrame, load_first_frame
 from stillmotion.engine.loading import combine, digest_files, load_network, load_tower
@@ -48,10 +50,18 @@ def pick_device(name: str, profile: Profile) -> torch.device:
 
 def pick_dtype(device: torch.device, profile: Profile) -> torch.dtype:
     name = profile.dtype.cuda if device.type == "cuda" else profile.dtype.cpu
+    if device.type == "cpu" and profile.dtype.cpu_bf16 and has_bf16():
+        name = "bfloat16"
     dtype: torch.dtype = getattr(torch, name)
     if device.type == "cpu" and dtype == torch.float16:
         raise UserError(f"Profile {profile.name} asks for float16 on a CPU, which has no fast path for it.")
     return dtype
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices by instructions of its own."""
+    known: Mapping[str, Any] = torch.cpu.get_capabilities()
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def load_weights(profile: Profile, folder: Path, device: torch.device, dtype: torch.dtype) -> Weights:
@@ -59,6 +69,7 @@ def load_weights(profile: Profile, folder: Path, device: torch.device, dtype: to
     parts, variant = profile.parts, profile.variant
     how: dict[str, Any] = {"device": device, "dtype": dtype, "variant": variant}
     unet = load_network(UNetSpatioTemporalConditionModel, folder / parts.unet, **how)
+    rewrites.rewrite_unet(unet)
     turbo = unet
     if parts.turbo_unet != parts.unet:
         bare = parts.turbo_unet.endswith(".safetensors")
@@ -68,6 +79,7 @@ def load_weights(profile: Profile, folder: Path, device: torch.device, dtype: to
             weights=folder / parts.turbo_unet if bare else None,
             **how,
         )
+        rewrites.rewrite_unet(turbo)
     codec = load_codec(folder / parts.vae, profile.codec, **how)
     clip = load_tower(CLIPVisionModelWithProjection, folder / parts.image_encoder, **how)
     first_frame = load_first_frame(folder, profile.first_frame, codec, **how)
