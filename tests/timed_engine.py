@@ -41,8 +41,9 @@ SIDE = 256
 
 
 class TimedEngine:
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, frames: int = FRAMES) -> None:
         self.device = device
+        self.frames = frames
         self.fingerprint = f"timed-{device}"
         self.summary = f"timed engine on {device}"
 
@@ -63,7 +64,7 @@ class TimedEngine:
             report.progress("denoise", step, steps)
         denoised = time.monotonic()
         width, height = assignment.width or SIDE, assignment.height or SIDE
-        frames = draw(assignment, width, height, int(table.get("frames", FRAMES)))
+        frames = draw(assignment, width, height, int(table.get("frames", self.frames)))
         with VideoWriter(Path(assignment.output), width, height, assignment.fps) as writer:
             writer.write(frames)
         timings = {"denoise": denoised - begun, "decode": time.monotonic() - denoised}
@@ -121,6 +122,11 @@ def draw(assignment: Assignment, width: int, height: int, frames: int) -> np.nda
 
 def open(settings: Mapping[str, Any]) -> TimedEngine:
     return TimedEngine(settings["device"])
+
+
+def open_brief(settings: Mapping[str, Any]) -> TimedEngine:
+    """Films of one frame, for tests that ask for very many."""
+    return TimedEngine(settings["device"], frames=1)
 
 
 def open_without_weights(settings: Mapping[str, Any]) -> TimedEngine:

@@ -5,6 +5,8 @@ StillmotionError
 │   ├── WeightsMissing   a profile's weights are not here, or not whole
 │   └── DataRefused      data directory or database cannot be used (locked, newer schema, corrupt)
 ├── InputRefused         an input value is wrong -> 422 naming its field
+├── LimitReached         a key has used up what it may do in a minute or a day
+├── IdempotencyReused    one name for two different submits -> 422 naming the header
 ├── StoreUnavailable     the database did not commit -> 503, nothing acknowledged
 ├── RequestCancelled     raised inside a runner at the next step after a cancel
 └── RunnerGone           the runner's process ended or broke its protocol
@@ -48,6 +50,19 @@ class WeightsMissing(UserError):
 
 class DataRefused(UserError):
     """The data directory is in use, corrupt, or written by a newer version."""
+
+
+class LimitReached(StillmotionError):
+    """A key has used up its allowance; carries the failure and when there is more."""
+
+    def __init__(self, failure: Failure, *, retry_after_s: int) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.retry_after_s = retry_after_s
+
+
+class IdempotencyReused(StillmotionError):
+    """The caller's name for a submit already stands for one with another body or endpoint."""
 
 
 class StoreUnavailable(StillmotionError):

@@ -12,8 +12,9 @@ import secrets
 import zlib
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from stillmotion.store.tables import api_key
 from stillmotion.types import Caller
@@ -41,10 +42,12 @@ class KeyRecord:
     id: str
     name: str
     admin: bool
-    #: Most requests ready or running at once; None = no limit.
+    #: Most requests ready or running at once; None in any limit = no limit.
     concurrency: int | None
     #: Requests ready or running now; counted only for keys with a limit.
     active: int
+    submits_per_minute: int | None
+    upload_bytes_per_day: int | None
     created: float
     expires: float | None
     revoked: float | None
@@ -57,12 +60,13 @@ def create_key(
     *,
     admin: bool = False,
     concurrency: int | None = None,
+    submits_per_minute: int | None = None,
+    upload_bytes_per_day: int | None = None,
     expires: float | None = None,
 ) -> str:
     """Make a key and return `id:secret`, the only time the secret is seen."""
     key_id = secrets.token_hex(8)
-    body = secrets.token_urlsafe(SECRET_BYTES)
-    secret = f"{PREFIX}{body}{_checksum(body)}"
+    secret = _draw_secret()
     conn.execute(
         insert(api_key).values(
             id=key_id,
@@ -70,6 +74,8 @@ def create_key(
             digest=_digest(secret),
             admin=admin,
             lim=concurrency,
+            submits_per_minute=submits_per_minute,
+            upload_bytes_per_day=upload_bytes_per_day,
             created=now,
             expires=expires,
         )
@@ -86,6 +92,8 @@ def list_keys(conn: Connection) -> list[KeyRecord]:
             admin=row.admin,
             concurrency=row.lim,
             active=row.active,
+            submits_per_minute=row.submits_per_minute,
+            upload_bytes_per_day=row.upload_bytes_per_day,
             created=row.created,
             expires=row.expires,
             revoked=row.revoked,
@@ -102,20 +110,58 @@ def revoke_key(conn: Connection, key_id: str, now: float) -> bool:
     return revoked.rowcount == 1
 
 
-def check_key(conn: Connection, credential: str, now: float) -> Caller | KeyProblem:
-    """Authenticate `id:secret`."""
+def rotate_key(conn: Connection, key_id: str, now: float, *, overlap_s: float) -> str | None:
+    """Give a key a new secret and return `id:secret`; None when it is unknown or revoked.
+
+    The id stays, and with it the key's requests, files and limits. The secret before it is taken for
+    another `overlap_s`, one from before that no longer.
+    """
+    secret = _draw_secret()
+    rotated = conn.execute(
+        update(api_key)
+        .where(api_key.c.id == key_id, api_key.c.revoked.is_(None))
+        .values(old_digest=api_key.c.digest, old_until=now + overlap_s, digest=_digest(secret))
+    )
+    return f"{key_id}:{secret}" if rotated.rowcount == 1 else None
+
+
+def is_well_formed(credential: str) -> bool:
+    """Tell whether a credential could be a key, from its shape and checksum alone."""
     key_id, _, secret = credential.partition(":")
     shape = _SECRET.fullmatch(secret)
-    if not key_id.isalnum() or not key_id.isascii() or shape is None or shape[2] != _checksum(shape[1]):
+    return key_id.isalnum() and key_id.isascii() and shape is not None and shape[2] == _checksum(shape[1])
+
+
+def check_key(conn: Connection, credential: str, now: float) -> Caller | KeyProblem:
+    """Authenticate `id:secret`."""
+    if not is_well_formed(credential):
         return KeyProblem.MALFORMED
+    key_id, _, secret = credential.partition(":")
     row = conn.execute(select(*api_key.c).where(api_key.c.id == key_id)).one_or_none()
-    # An unknown id costs the same hash and comparison as a known one.
-    matches = hmac.compare_digest(_digest(secret), _NO_DIGEST if row is None else row.digest)
-    if row is None or not matches or row.revoked is not None:
-        return KeyProblem.UNKNOWN
-    if row.expires is not None and row.expires <= now:
+    # An unknown id costs the same hash and comparisons as a known one, with or without an older secret.
+    newest = old = _NO_DIGEST
+    if row is not None:
+        newest = row.digest
+        old = row.old_digest if row.old_digest is not None and now < row.old_until else _NO_DIGEST
+    given = _digest(secret)
+    matches = hmac.compare_digest(given, newest) | hmac.compare_digest(given, old)
+    return _caller(row, now) if matches else KeyProblem.UNKNOWN
+
+
+def find_caller(conn: Connection, key_id: str, now: float) -> Caller | KeyProblem:
+    """Find the caller a key stands for, for one who proved otherwise that it acts for that key."""
+    return _caller(conn.execute(select(*api_key.c).where(api_key.c.id == key_id)).one_or_none(), now)
+
+
+def _caller(row: "Row[Any] | None", now: float) -> Caller | KeyProblem:
+    if row is None or row.revoked is not None or (row.expires is not None and row.expires <= now):
         return KeyProblem.UNKNOWN
     return Caller(key_id=row.id, name=row.name, admin=row.admin)
+
+
+def _draw_secret() -> str:
+    body = secrets.token_urlsafe(SECRET_BYTES)
+    return f"{PREFIX}{body}{_checksum(body)}"
 
 
 def _digest(secret: str) -> str:

@@ -149,12 +149,17 @@ class Runner:
             self._make(engine, self._jobs.get())
 
     def _listen(self) -> None:
-        while True:
-            message = self._link.receive()
-            if message["type"] == "run":
-                self._jobs.put(Assignment.from_json(message["assignment"]))
-            elif message["type"] == "cancel":
-                self._cancelled.add((message["request_id"], message["attempt"]))
+        try:
+            while True:
+                message = self._link.receive()
+                if message["type"] == "run":
+                    self._jobs.put(Assignment.from_json(message["assignment"]))
+                elif message["type"] == "cancel":
+                    self._cancelled.add((message["request_id"], message["attempt"]))
+        finally:
+            # A deaf runner would go on saying that it is alive, and keep its request for ever.
+            traceback.print_exc()
+            os._exit(1)
 
     def _stay_alive(self) -> None:
         while True:

@@ -99,6 +99,44 @@ class Bases:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency:
+    """A caller's own name for a submit, and what must be equal when it is used again."""
+
+    key: str
+    #: SHA-256 hex of endpoint and body.
+    digest: str
+
+
+class Access(StrEnum):
+    """What a caller who asks for a file meets."""
+
+    ALLOW = "allow"
+    #: Is told that it may not.
+    FORBID = "forbid"
+    #: Is told that there is no such file.
+    HIDE = "hide"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Acl:
+    """Who may read a file besides its owner."""
+
+    default: Access = Access.ALLOW
+    #: By key id; comes before the default.
+    rules: Mapping[str, Access] = dataclasses.field(default_factory=dict[str, Access])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifecycle:
+    """What a caller wishes for the files it makes or uploads."""
+
+    #: Seconds from completion to expiry; None = the server's own rule.
+    keep_s: float | None = None
+    #: None = anyone who knows the address.
+    acl: Acl | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewRequest:
     """A validated submit, about to become a row."""
 
@@ -113,11 +151,19 @@ class NewRequest:
     picture: str | None
     bases: Bases
     low_priority: bool = False
-    #: Unix seconds by which it must have started.
+    #: Second of the steady clock by which it must have started.
     start_by: float | None = None
     webhook: str | None = None
     #: True when a client waits on the open connection; such a request is cancelled when that client leaves.
     attached: bool = False
+    #: Of its film.
+    lifecycle: Lifecycle = Lifecycle()
+    #: Names this submit for its caller: the same one again is answered with this request.
+    idempotency: Idempotency | None = None
+    #: False: the input is forgotten with the ending, everything else soon after.
+    store_io: bool = True
+    #: False: the first death of a runner fails it.
+    retry: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +200,10 @@ class Request:
     fingerprint: str | None = None
     #: Seconds by stage, e.g. `{"first_frame": 0.31, "denoise": 0.9}`.
     timings: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    #: Of its film.
+    lifecycle: Lifecycle = Lifecycle()
+    store_io: bool = True
+    retry: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,14 +231,31 @@ class FileRecord:
     name: str
     content_type: str
     media_key: str
-    #: Bytes; 0 while the upload is pending.
+    #: Bytes; while the upload is pending, those of its parts.
     size: int
     #: SHA-256 hex of the bytes, quoted it is the ETag; empty while pending.
     digest: str
     created: float
+    #: Of a pending upload, when it counts as abandoned.
     expires: float | None
     #: False until the bytes are complete and published.
     complete: bool
+    #: Seconds from completion to expiry, where a pending upload has its own; None = the server's rule.
+    keep_s: float | None = None
+    #: Who may read it; None = anyone who knows its address.
+    acl: Acl | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadPart:
+    """One part of an upload that comes in pieces; its bytes lie in the media store under `media_key`."""
+
+    #: Counts from 1; the order of the bytes.
+    number: int
+    size: int
+    #: SHA-256 hex of the bytes, quoted it is the part's ETag.
+    digest: str
+    media_key: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,7 +120,7 @@ class Sender:
                     hint.cancel()
 
     async def _claim(self) -> list[Delivery]:
-        now = self._clock.now()
+        now, steady = self._latest(), self._clock.steady()
         lease_s = self._settings.webhook_timeout_s + LEASE_MARGIN_S
         under_way = dict(self._under_way)
         try:
@@ -128,6 +128,7 @@ class Sender:
                 lambda conn: outbox.claim_due(
                     conn,
                     now=now,
+                    steady=steady,
                     lease_s=lease_s,
                     most=MOST - sum(under_way.values()),
                     per_host=self._settings.webhook_per_host,
@@ -220,7 +221,7 @@ class Sender:
         )
 
     async def _mark(self, delivery: Delivery, verdict: Verdict, ms: float) -> None:
-        request_id, tries, now = delivery.request_id, delivery.tries, self._clock.now()
+        request_id, tries, now = delivery.request_id, delivery.tries, self._latest()
         if verdict.error is None:
             await self._store.write(lambda conn: outbox.delivered(conn, delivery, now))
             log.info("%s webhook delivered host=%s try=%d ms=%.0f", request_id, delivery.host, tries, ms)
@@ -231,6 +232,10 @@ class Sender:
         await self._store.write(lambda conn: outbox.failed(conn, delivery, error, now, due))
         after = "parked" if due is None else f"again in {due - now:.0f} s"
         log.info("%s webhook failed host=%s try=%d: %s, %s", request_id, delivery.host, tries, error, after)
+
+    def _latest(self) -> float:
+        # A wall clock that is set back must not put off what was due before.
+        return max(self._clock.now(), self._clock.steady())
 
 
 def _facts(conn: Connection, request_id: str) -> tuple[Request, FileRecord | None]:

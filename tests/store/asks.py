@@ -35,7 +35,7 @@ def ask(**changes: Any) -> NewRequest:
 
 
 def claim_on(conn: Connection, now: float = NOW, profile: str = "pocket") -> Request | None:
-    return queue.claim_next(conn, profile=profile, owner="w1", now=now, lease_s=LEASE_S)
+    return queue.claim_next(conn, profile=profile, owner="w1", now=now, steady=now, lease_s=LEASE_S)
 
 
 def submit(store: Store, new: NewRequest, now: float = NOW) -> Request:

@@ -2,10 +2,10 @@ from dataclasses import replace
 
 from sqlalchemy import func, select
 
-from stillmotion.store import files, queue, retention
+from stillmotion.store import files, parts, queue, retention
 from stillmotion.store.open import Store
 from stillmotion.store.tables import log, outbox, request
-from stillmotion.types import FileRecord, Level, LogLine
+from stillmotion.types import Access, Acl, FileRecord, Level, LogLine, UploadPart
 from tests.store.asks import NOW, OK, ask, claimed, submit
 
 PENDING = FileRecord(
@@ -45,6 +45,47 @@ def test_upload_completes_once(store: Store) -> None:
 def test_expired_upload_cannot_complete(store: Store) -> None:
     store.write_now(lambda conn: files.add_file(conn, PENDING))
     assert not complete(store, PENDING.id, now=NOW + 100)
+
+
+def test_an_upload_lives_on_from_its_completion(store: Store) -> None:
+    acl = Acl(default=Access.HIDE, rules={"k2": Access.ALLOW, "k3": Access.FORBID})
+    store.write_now(lambda conn: files.add_file(conn, replace(PENDING, keep_s=60, acl=acl)))
+    assert complete(store, PENDING.id, now=NOW + 99)
+    kept = store.read_now(lambda conn: files.get_file(conn, PENDING.id))
+    assert kept is not None
+    assert (kept.expires, kept.acl) == (NOW + 159, acl)
+
+
+def test_parts_add_up_and_a_later_try_replaces_the_first(store: Store) -> None:
+    def put(number: int, size: int, key: str, now: float = NOW) -> parts.Placed | None:
+        part = UploadPart(number=number, size=size, digest=f"d{key}", media_key=key)
+        return store.write_now(lambda conn: parts.put_part(conn, PENDING.id, part, now))
+
+    assert put(1, 5, "a") is None, "there is no such upload"
+    store.write_now(lambda conn: files.add_file(conn, PENDING))
+    assert put(2, 3 * 2**30, "b") == parts.Placed(3 * 2**30, None)
+    assert put(1, 5, "c") == parts.Placed(3 * 2**30 + 5, None)
+    assert put(2, 7, "d") == parts.Placed(12, "b")
+    held = store.read_now(lambda conn: parts.get_parts(conn, PENDING.id))
+    assert [(part.number, part.size, part.digest, part.media_key) for part in held] == [
+        (1, 5, "dc", "c"),
+        (2, 7, "dd", "d"),
+    ]
+    pending = store.read_now(lambda conn: files.get_file(conn, PENDING.id))
+    assert pending is not None and (pending.size, pending.complete) == (12, False)
+    assert put(3, 1, "e", NOW + 100) is None, "given up"
+    assert complete(store, PENDING.id)
+    assert put(3, 1, "e") is None, "complete"
+    store.write_now(lambda conn: parts.drop_parts(conn, PENDING.id))
+    assert store.read_now(lambda conn: parts.get_parts(conn, PENDING.id)) == []
+
+
+def test_parts_go_with_their_upload(store: Store) -> None:
+    part = UploadPart(number=1, size=1, digest="d", media_key="a")
+    store.write_now(lambda conn: files.add_file(conn, PENDING))
+    store.write_now(lambda conn: parts.put_part(conn, PENDING.id, part, NOW))
+    store.write_now(lambda conn: files.drop_files(conn, [PENDING.id]))
+    assert store.read_now(lambda conn: parts.get_parts(conn, PENDING.id)) == []
 
 
 def test_expired_files_are_listed_oldest_first_then_dropped(store: Store) -> None:

@@ -127,7 +127,7 @@ def test_finish_beside_lapse_is_fenced(store: Store, store_url: str) -> None:
     claimed(store)
     freed, finished = interleave(
         store_url,
-        lambda conn: queue.lapse(conn, NOW + LEASE_S + 1),
+        lambda conn: queue.lapse(conn, NOW + LEASE_S + 1, NOW + LEASE_S + 1),
         lambda conn: finish_on(conn, running.id),
     )
     assert (freed, finished) == ([running.id], False)
@@ -140,7 +140,7 @@ def test_lapse_beside_finish_frees_nothing(store: Store, store_url: str) -> None
     finished, freed = interleave(
         store_url,
         lambda conn: finish_on(conn, running.id),
-        lambda conn: queue.lapse(conn, NOW + LEASE_S + 1),
+        lambda conn: queue.lapse(conn, NOW + LEASE_S + 1, NOW + LEASE_S + 1),
     )
     assert (finished, freed) == (True, [])
     assert read(store, running.id).outcome is Outcome.OK
@@ -151,8 +151,8 @@ def test_lapse_beside_renew_leaves_the_lease(store: Store, store_url: str) -> No
     claimed(store)
     kept, freed = interleave(
         store_url,
-        lambda conn: queue.renew(conn, [(running.id, 1)], now=NOW + 19, lease_s=LEASE_S),
-        lambda conn: queue.lapse(conn, NOW + LEASE_S + 1),
+        lambda conn: queue.renew(conn, [(running.id, 1)], until=NOW + 19 + LEASE_S),
+        lambda conn: queue.lapse(conn, NOW + LEASE_S + 1, NOW + LEASE_S + 1),
     )
     assert (kept, freed) == ({(running.id, 1): False}, [])
 

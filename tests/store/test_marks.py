@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,12 +17,12 @@ from stillmotion import ids
 from stillmotion.clock import ManualClock
 from stillmotion.store import marks, position, queue
 from stillmotion.store.open import Store, open_store
-from stillmotion.store.position import queue_position
+from stillmotion.store.position import queue_length, queue_position
 from stillmotion.store.rows import request_values, to_request
 from stillmotion.store.tables import IS_WAITING, queue_mark, request
 from stillmotion.store.tables import queue as queues
 from stillmotion.types import Request, State
-from tests.store.asks import NOW, ask, claim_on, submit
+from tests.store.asks import NOW, ask, claim_on, claimed, limited_key, submit
 
 PATIENCE_S = 10.0
 
@@ -65,6 +67,46 @@ def errors(conn: Connection, every: int = 1) -> list[int]:
     return [
         queue_position(conn, each) - ahead for ahead, each in enumerate(waiting(conn)) if ahead % every == 0
     ]
+
+
+def steps(conn: Connection, work: Callable[[Connection], object]) -> int:
+    """How many instructions SQLite runs for `work`, in hundreds."""
+    driver = conn.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    count = 0
+
+    def step() -> int:
+        nonlocal count
+        count += 1
+        return 0
+
+    driver.set_progress_handler(step, 100)
+    work(conn)
+    driver.set_progress_handler(None, 100)
+    return count
+
+
+def test_the_length_of_a_deep_queue_needs_no_count_of_all(sqlite_store: Store) -> None:
+    sqlite_store.write_now(lambda conn: fill(conn, 20_000))
+
+    def look(conn: Connection) -> int:
+        assert queue_length(conn, "pocket") == 20_000
+        return steps(conn, lambda conn: queue_length(conn, "pocket"))
+
+    plain = sqlite_store.write_now(look)
+    sqlite_store.write_now(rebuild)
+    assert sqlite_store.write_now(look) < plain / 10
+
+
+def test_the_length_counts_held_and_ready_and_nobody_elses(store: Store) -> None:
+    key_id = limited_key(store, 1)
+    for _ in range(3):
+        submit(store, ask(key_id=key_id))
+    submit(store, ask(profile="svd"))
+    assert store.read_now(lambda conn: queue_length(conn, "pocket")) == 3
+    claimed(store)
+    assert store.read_now(lambda conn: queue_length(conn, "pocket")) == 2
+    assert store.read_now(lambda conn: queue_length(conn, "nobody")) == 0
 
 
 def test_departures_and_arrivals_leave_stale_marks_exact(store: Store) -> None:

@@ -121,12 +121,13 @@ def test_opening_again_changes_nothing_and_keeps_what_was_acknowledged(store_url
 def test_newer_schema_is_refused_untouched(store_url: str) -> None:
     engine = create_engine(store_url)
     with engine.begin() as conn:
+        newest = conn.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
         conn.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(DataRefused, match=r"schema 9999, written by a newer .* Upgrade"):
         open_store(store_url)
     with engine.begin() as conn:
         assert conn.execute(text("SELECT version_num FROM alembic_version")).scalar_one() == "9999"
-        conn.execute(text("UPDATE alembic_version SET version_num = '0004'"))
+        conn.execute(text("UPDATE alembic_version SET version_num = :newest"), {"newest": newest})
     engine.dispose()
 
 

@@ -40,7 +40,13 @@ def due(
 ) -> list[Delivery]:
     return store.write_now(
         lambda conn: outbox.claim_due(
-            conn, now=now, lease_s=LEASE_S, most=most, per_host=per_host, under_way=under_way or {}
+            conn,
+            now=now,
+            steady=now,
+            lease_s=LEASE_S,
+            most=most,
+            per_host=per_host,
+            under_way=under_way or {},
         )
     )
 
@@ -167,7 +173,9 @@ def test_two_senders_at_once_never_claim_the_same(store_url: str, store: Store) 
     ended(store, "http://hook/a", "http://hook/b")
 
     def claim(conn: Connection) -> list[str]:
-        rows = outbox.claim_due(conn, now=ENDED, lease_s=LEASE_S, most=1, per_host=4, under_way={})
+        rows = outbox.claim_due(
+            conn, now=ENDED, steady=ENDED, lease_s=LEASE_S, most=1, per_host=4, under_way={}
+        )
         return [row.request_id for row in rows]
 
     first, second = interleave(store_url, claim, claim)

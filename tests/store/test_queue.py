@@ -144,7 +144,7 @@ def test_failure_reads_back_with_its_context(store: Store) -> None:
 def test_stale_attempt_can_neither_finish_log_renew_crash_nor_give_back(store: Store) -> None:
     submit(store, ask(webhook="http://hook/x"))
     old = claimed(store)
-    assert store.write_now(lambda conn: queue.lapse(conn, NOW + 21)) == [old.id]
+    assert store.write_now(lambda conn: queue.lapse(conn, NOW + 21, NOW + 21)) == [old.id]
     current = claimed(store, NOW + 22)
     assert current.attempt == old.attempt + 1
     line = LogLine(at=NOW, level=Level.INFO, message="from the grave")
@@ -156,7 +156,7 @@ def test_stale_attempt_can_neither_finish_log_renew_crash_nor_give_back(store: S
             lambda conn: queue.finish(conn, stale.id, stale.attempt, OK, [line], NOW + 30)
         )
         renewed = store.write_now(
-            lambda conn: queue.renew(conn, [(stale.id, stale.attempt)], now=NOW, lease_s=LEASE_S)
+            lambda conn: queue.renew(conn, [(stale.id, stale.attempt)], until=NOW + LEASE_S)
         )
         assert renewed == {}
         assert (
@@ -181,15 +181,13 @@ def test_renew_keeps_the_lease_tells_progress_and_brings_the_cancel(store: Store
     step = {"stage": "denoise", "step": 3, "steps": 4}
     pairs = [(one.id, one.attempt), (two.id, two.attempt), ("gone", 1)]
     kept = store.write_now(
-        lambda conn: queue.renew(
-            conn, pairs, now=NOW + 10, lease_s=LEASE_S, progress={one.id: step, "gone": {}}
-        )
+        lambda conn: queue.renew(conn, pairs, until=NOW + 10 + LEASE_S, progress={one.id: step, "gone": {}})
     )
     assert kept == {pairs[0]: False, pairs[1]: True}
     assert read(store, one.id).progress == step
     assert read(store, one.id).lease_until == NOW + 30
-    assert store.write_now(lambda conn: queue.lapse(conn, NOW + 29)) == []
-    assert store.write_now(lambda conn: queue.renew(conn, [], now=NOW, lease_s=LEASE_S)) == {}
+    assert store.write_now(lambda conn: queue.lapse(conn, NOW + 29, NOW + 29)) == []
+    assert store.write_now(lambda conn: queue.renew(conn, [], until=NOW + LEASE_S)) == {}
 
 
 def test_three_crashes_fail_a_request_and_others_go_on(store: Store) -> None:
@@ -216,7 +214,7 @@ def test_drains_lapses_and_restarts_keep_the_place_and_count_no_crash(store: Sto
     held = claimed(store)
     assert store.write_now(lambda conn: queue.give_back(conn, held.id, held.attempt, NOW))
     claimed(store)
-    assert store.write_now(lambda conn: queue.lapse(conn, NOW + 21)) == [first.id]
+    assert store.write_now(lambda conn: queue.lapse(conn, NOW + 21, NOW + 21)) == [first.id]
     claimed(store)
     assert store.write_now(lambda conn: queue.requeue_running(conn, NOW)) == [first.id]
     again = claimed(store)
@@ -257,7 +255,7 @@ def test_cancel_asked_before_a_crash_drain_lapse_or_restart_ends_the_request(sto
     two = run_and_ask_cancel()
     assert store.write_now(lambda conn: queue.give_back(conn, two.id, two.attempt, NOW))
     three = run_and_ask_cancel()
-    assert store.write_now(lambda conn: queue.lapse(conn, NOW + 21)) == [three.id]
+    assert store.write_now(lambda conn: queue.lapse(conn, NOW + 21, NOW + 21)) == [three.id]
     four = run_and_ask_cancel()
     assert store.write_now(lambda conn: queue.requeue_running(conn, NOW)) == [four.id]
     assert {read(store, each.id).outcome for each in (one, two, three, four)} == {Outcome.CANCELLED}
@@ -283,8 +281,8 @@ def test_start_deadline_fails_what_never_started_only(store: Store) -> None:
     held = claimed(store)
     waiting = submit(store, ask(start_by=NOW + 10, webhook="http://hook/x"))
     store.write_now(lambda conn: queue.give_back(conn, held.id, held.attempt, NOW))
-    assert store.write_now(lambda conn: queue.expire_waiting(conn, NOW + 9)) == []
-    assert store.write_now(lambda conn: queue.expire_waiting(conn, NOW + 10)) == [waiting.id]
+    assert store.write_now(lambda conn: queue.expire_waiting(conn, NOW + 9, NOW + 9)) == []
+    assert store.write_now(lambda conn: queue.expire_waiting(conn, NOW + 10, NOW + 10)) == [waiting.id]
     failure = read(store, waiting.id).failure
     assert failure is not None and (failure.status, failure.kind) == (504, "request_timeout")
     assert claimed(store, NOW + 20).id == started.id

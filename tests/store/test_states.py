@@ -157,7 +157,7 @@ class Queue(RuleBasedStateMachine):
         attempt, held = self.held(row, age)
         line = LogLine(at=self.now, level=Level.INFO, message="step")
         kept = self.store.write_now(
-            lambda conn: queue.renew(conn, [(row.id, attempt)], now=self.now, lease_s=LEASE_S)
+            lambda conn: queue.renew(conn, [(row.id, attempt)], until=self.now + LEASE_S)
         )
         logged = self.store.write_now(lambda conn: append_logs(conn, row.id, attempt, [line]))
         assert (kept, logged) == ({(row.id, attempt): row.cancel} if held else {}, held)
@@ -211,7 +211,7 @@ class Queue(RuleBasedStateMachine):
     @rule()
     def lapse(self) -> None:
         lapsed = [row for row in self.model.live(State.RUNNING) if row.lease_until < self.now]
-        freed = self.store.write_now(lambda conn: queue.lapse(conn, self.now))
+        freed = self.store.write_now(lambda conn: queue.lapse(conn, self.now, self.now))
         assert sorted(freed) == sorted(row.id for row in lapsed)
         for row in lapsed:
             self.model.free(row)
@@ -231,7 +231,7 @@ class Queue(RuleBasedStateMachine):
             for row in self.model.live(State.HELD, State.READY)
             if row.attempt == 0 and row.start_by is not None and row.start_by <= self.now
         ]
-        ended = self.store.write_now(lambda conn: queue.expire_waiting(conn, self.now))
+        ended = self.store.write_now(lambda conn: queue.expire_waiting(conn, self.now, self.now))
         assert sorted(ended) == sorted(row.id for row in late)
         for row in late:
             row.state, row.outcome = State.DONE, Outcome.ERROR

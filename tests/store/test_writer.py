@@ -272,3 +272,16 @@ async def test_constraint_refusal_keeps_its_own_type(store: Store) -> None:
     submit(store, ask(id="twice"))
     with pytest.raises(IntegrityError):
         await store.write(submitting("twice"))
+
+
+async def test_a_database_that_became_a_standby_is_unavailable_and_not_broken(postgres_url: str) -> None:
+    store = open_store(postgres_url)
+
+    def write(conn: Connection) -> None:
+        conn.execute(text("SET TRANSACTION READ ONLY"))
+        conn.execute(text("DELETE FROM queue"))
+
+    with pytest.raises(StoreUnavailable, match="read-only"):
+        await store.write(write)
+    submit(store, ask())
+    await store.close()

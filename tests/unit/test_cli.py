@@ -9,12 +9,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 from typer.testing import CliRunner
 
 from stillmotion.cli import devices, doctor
 from stillmotion.cli.admin import perform
 from stillmotion.cli.backup import backup
-from stillmotion.cli.datadir import Announcement, Lock, announce, read_announcement, write_private
+from stillmotion.cli.datadir import (
+    FIRST_KEY,
+    Announcement,
+    Lock,
+    announce,
+    make_first_key,
+    read_announcement,
+    write_private,
+)
 from stillmotion.cli.generate import generate
 from stillmotion.cli.listeners import bind_tcp, bind_unix, socket_address
 from stillmotion.cli.main import app
@@ -45,6 +54,13 @@ def test_settings_prints_json_with_origin(monkeypatch: pytest.MonkeyPatch) -> No
     assert rows["STILLMOTION_DATABASE_URL"]["value"] == "postgresql+psycopg://me:***@db/films"
 
 
+def test_settings_are_printed_on_a_terminal_that_knows_ascii_alone() -> None:
+    words = [sys.executable, "-m", "stillmotion", "settings"]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
+
+
 def test_lock_is_held_once_and_free_after_release(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     first, second = Lock(data_dir), Lock(data_dir)
@@ -63,9 +79,22 @@ def test_data_directory_that_cannot_be_made_is_refused_by_name(tmp_path: Path) -
         Lock(tmp_path / "file" / "data").take()
 
 
+def test_directory_shared_by_all_users_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    with pytest.raises(DataRefused, match="a folder of its own"):
+        Lock(tmp_path).take()
+    assert (mode(tmp_path), list(tmp_path.iterdir())) == (0o1777, [])
+
+
+def test_lock_file_that_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(DataRefused, match=r"cannot be used: Is a directory \(.*lock\)"):
+        Lock(tmp_path).take()
+
+
 def test_announcement_is_read_back_and_absent_without_a_server(tmp_path: Path) -> None:
     assert read_announcement(tmp_path) is None
-    told = Announcement(pid=1, http="http://127.0.0.1:1", https=None, ca=None, admin="admin.sock")
+    told = Announcement(pid=1, http="http://127.0.0.1:1", https=None, ca="ca.pem", admin="admin.sock")
     announce(tmp_path, told)
     assert read_announcement(tmp_path) == told
 
@@ -76,6 +105,24 @@ def test_private_file_is_closed_to_others_even_when_it_was_open(tmp_path: Path) 
     path.chmod(0o644)
     write_private(path, b"new")
     assert (mode(path), path.read_bytes()) == (0o600, b"new")
+
+
+def test_a_kill_between_the_first_keys_file_and_its_commit_loses_no_key(
+    store_url: str, tmp_path: Path
+) -> None:
+    engine = create_engine(store_url)
+    left = tmp_path / FIRST_KEY
+    with engine.connect() as conn:
+        unseen = make_first_key(conn, tmp_path, 1.0)
+        assert left.read_text() == f"{unseen}\n"
+        conn.rollback()  # as the database does after a kill
+    with engine.begin() as conn:
+        kept = make_first_key(conn, tmp_path, 2.0)
+        assert kept and kept != unseen
+        assert (left.read_text(), mode(left)) == (f"{kept}\n", 0o600)
+        assert isinstance(check_key(conn, kept, 3.0), Caller)
+        assert make_first_key(conn, tmp_path, 3.0) is None
+    engine.dispose()
 
 
 def test_unix_socket_is_the_owners_alone_also_at_a_long_path(tmp_path: Path) -> None:
@@ -98,9 +145,14 @@ def test_port_in_use_is_one_sentence() -> None:
         bind_tcp("127.0.0.1", first.getsockname()[1])
 
 
+def test_host_that_is_no_name_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="no address of this machine: it cannot be a host name"):
+        bind_tcp("a" * 70 + ".example", 0)
+
+
 def test_key_is_made_listed_and_revoked_without_a_server(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
-    made = perform(settings, "keys.create", {"name": "laptop", "concurrency": 2, "days": 1})["key"]
+    made = perform(settings, "keys.create", {"name": "laptop", "concurrency": 2})["key"]
     key_id = made.partition(":")[0]
     (listed,) = perform(settings, "keys.list", {})["keys"]
     assert (listed["id"], listed["name"], listed["concurrency"]) == (key_id, "laptop", 2)
@@ -108,6 +160,18 @@ def test_key_is_made_listed_and_revoked_without_a_server(tmp_path: Path) -> None
     perform(settings, "keys.revoke", {"id": key_id})
     with pytest.raises(UserError, match="keys list"):
         perform(settings, "keys.revoke", {"id": key_id})
+
+
+def test_listed_key_reads_as_it_was_named(tmp_path: Path) -> None:
+    perform(Settings(data_dir=tmp_path), "keys.create", {"name": "[/red] team"})
+    listed = CliRunner().invoke(app, ["keys", "list", "--data-dir", str(tmp_path)])
+    assert listed.exception is None and "[/red] team" in listed.stdout
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\x1b[31m", "\udcff"])
+def test_key_name_that_a_list_cannot_show_is_refused(tmp_path: Path, name: str) -> None:
+    made = CliRunner().invoke(app, ["keys", "create", name, "--data-dir", str(tmp_path)])
+    assert isinstance(made.exception, UserError)
 
 
 def test_keys_create_prints_the_key_as_its_last_line(tmp_path: Path) -> None:
@@ -151,6 +215,16 @@ def test_backup_never_overwrites(tmp_path: Path) -> None:
         backup(settings, tmp_path / "copy", media=False)
 
 
+def test_backup_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    perform(settings, "keys.list", {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is not whole"):
+        backup(settings, tmp_path / "file" / "copy", media=False)
+    with pytest.raises(UserError, match="cannot be copied"):
+        perform(settings, "backup", {"target": str(tmp_path / "file" / "copy.db")})
+
+
 def test_backup_of_nothing_is_refused_and_makes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to back up"):
         backup(Settings(data_dir=tmp_path / "data"), tmp_path / "copy", media=False)
@@ -184,6 +258,12 @@ def test_weights_cut_short_or_absent_are_named(tmp_path: Path) -> None:
     assert not any("whole" in fact for fact in found)
 
 
+def test_doctor_names_a_data_directory_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (found,) = doctor.check_disk(Settings(data_dir=tmp_path / "file"))
+    assert found.cure is not None
+
+
 def test_doctor_names_a_port_in_use(tmp_path: Path) -> None:
     with bind_tcp("127.0.0.1", 0) as taken:
         taken.listen()
@@ -200,8 +280,9 @@ def test_doctor_names_a_port_in_use(tmp_path: Path) -> None:
         (["a rocket", "--image", "x.png"], "what to show"),
         (["a rocket", "--turbo"], "--turbo goes with --image"),
         (["a rocket", "--steps", "21"], "`steps` is 21"),
-        (["a rocket", "--video-size", "333x256"], "`video_size.width`"),
+        (["a rocket", "--video-size", "333x256"], "`video_size.width` is '333'"),
         (["a rocket", "-o", "nowhere/out.mp4"], "nowhere is not there"),
+        (["a rocket", "-o", "."], "name a file"),
         (["--image", "nowhere.png"], "nowhere.png cannot be read"),
         (["--image", __file__, "--steps", "4"], "--steps is not a parameter"),
         (["--image", __file__], "not a picture"),

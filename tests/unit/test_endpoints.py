@@ -91,7 +91,7 @@ def test_drawn_seeds_are_exact_in_javascript_and_differ() -> None:
 def test_every_example_is_a_valid_input() -> None:
     for endpoint in ENDPOINTS.values():
         assert endpoint.settle(endpoint.example)
-        assert endpoint.takes_prompt is not endpoint.takes_picture
+        assert len({"prompt", "image_url"} & endpoint.Input.model_fields.keys()) == 1
 
 
 def test_every_field_says_what_it_is_and_its_schema_names_its_bounds() -> None:

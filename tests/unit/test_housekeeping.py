@@ -1,15 +1,18 @@
 """What the server forgets, and what it must never forget."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
-from stillmotion.cli.housekeeping import drop_unnamed_films
+from stillmotion.cli.housekeeping import drop_unnamed_films, drop_unrecorded_uploads
 from stillmotion.media.store import MediaStore, open_media
 from stillmotion.store import files, queue
 from stillmotion.store.endings import CANCELLED
 from stillmotion.store.open import Store
+from stillmotion.store.tables import upload_part
 from stillmotion.types import FileRecord
 from tests.store.asks import NOW, OK, ask, claimed, finish, submit
 
@@ -20,6 +23,22 @@ def film_of(request_id: str, attempt: int) -> str:
     return f"films/{request_id}/{attempt}/film.mp4"
 
 
+def record(media_key: str, request_id: str | None) -> FileRecord:
+    return FileRecord(
+        id="f1",
+        key_id="k1",
+        request_id=request_id,
+        name="film.mp4",
+        content_type="video/mp4",
+        media_key=media_key,
+        size=4,
+        digest="",
+        created=NOW,
+        expires=None,
+        complete=True,
+    )
+
+
 async def put(media: MediaStore, tmp_path: Path, key: str) -> str:
     source = tmp_path / "film.mp4"
     source.write_bytes(b"film")
@@ -27,8 +46,8 @@ async def put(media: MediaStore, tmp_path: Path, key: str) -> str:
     return key
 
 
-async def left(media: MediaStore) -> set[str]:
-    return {key async for keys in media.keys("films") for key in keys}
+async def left(media: MediaStore, folder: str = "films") -> set[str]:
+    return {key async for keys in media.keys(folder) for key in keys}
 
 
 async def test_f04_films_no_result_names_are_removed_and_no_others(store: Store, tmp_path: Path) -> None:
@@ -38,20 +57,7 @@ async def test_f04_films_no_result_names_are_removed_and_no_others(store: Store,
     claimed(store)
     again = store.write_now(lambda conn: queue.give_back(conn, made, 1, NOW)) and claimed(store)
     assert again and (again.id, again.attempt) == (made, 2)
-    record = FileRecord(
-        id="f1",
-        key_id="k1",
-        request_id=made,
-        name="film.mp4",
-        content_type="video/mp4",
-        media_key=film_of(made, 2),
-        size=4,
-        digest="",
-        created=NOW,
-        expires=NOW + 100,
-        complete=True,
-    )
-    store.write_now(lambda conn: files.add_file(conn, record))
+    store.write_now(lambda conn: files.add_file(conn, record(film_of(made, 2), made)))
     assert finish(store, again, replace(OK, result={"file": "f1", "seed": 7}))
     assert finish(store, claimed(store), CANCELLED)
     assert claimed(store).id == running
@@ -64,3 +70,15 @@ async def test_f04_films_no_result_names_are_removed_and_no_others(store: Store,
         await put(media, tmp_path, key)
     assert await drop_unnamed_films(store, media) == 2
     assert await left(media) == kept
+
+
+async def test_uploads_without_a_record_are_removed_once_old(store: Store, tmp_path: Path) -> None:
+    media = open_media(tmp_path)
+    store.write_now(lambda conn: files.add_file(conn, record("uploads/recorded", None)))
+    part = {"file_id": "f1", "number": 1, "size": 4, "digest": "", "media_key": "uploads/f1/part"}
+    store.write_now(lambda conn: conn.execute(insert(upload_part).values(part)))
+    for name in ("recorded", "f1/part", "orphan", "fresh"):
+        await put(media, tmp_path, f"uploads/{name}")
+        os.utime(tmp_path / "media" / "uploads" / name, (NOW, NOW + (name == "fresh")))
+    assert await drop_unrecorded_uploads(store, media, NOW + 1) == 1
+    assert await left(media, "uploads") == {"uploads/recorded", "uploads/f1/part", "uploads/fresh"}

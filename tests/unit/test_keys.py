@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from stillmotion.keys import KeyProblem, check_key, create_key, list_keys, revoke_key
+from stillmotion.keys import KeyProblem, check_key, create_key, list_keys, revoke_key, rotate_key
 from stillmotion.store.open import Store
 from stillmotion.store.tables import api_key
 from stillmotion.types import Caller
@@ -68,3 +68,29 @@ def test_wrong_secret_unknown_id_revoked_and_expired_are_one_answer(sqlite_store
 def test_mistyped_key_is_told_from_a_wrong_one(sqlite_store: Store, damage) -> None:  # type: ignore[no-untyped-def]
     key = sqlite_store.write_now(lambda conn: create_key(conn, "a", NOW))
     assert check(sqlite_store, damage(key)) is KeyProblem.MALFORMED
+
+
+def test_rotated_key_keeps_its_id_and_both_secrets_work_for_a_while(sqlite_store: Store) -> None:
+    old = sqlite_store.write_now(lambda conn: create_key(conn, "a", NOW, admin=True))
+    key_id = old.partition(":")[0]
+
+    def rotate(now: float, overlap_s: float) -> str:
+        fresh = sqlite_store.write_now(lambda conn: rotate_key(conn, key_id, now, overlap_s=overlap_s))
+        assert fresh is not None
+        return fresh
+
+    second = rotate(NOW, 60)
+    assert second.partition(":")[0] == key_id and second != old
+    assert (
+        check(sqlite_store, old, NOW + 59)
+        == check(sqlite_store, second)
+        == Caller(key_id=key_id, name="a", admin=True)
+    )
+    assert check(sqlite_store, old, NOW + 60) is KeyProblem.UNKNOWN
+    third = rotate(NOW + 1, 0)
+    for dead in (old, second):
+        assert check(sqlite_store, dead, NOW + 1) is KeyProblem.UNKNOWN
+    assert isinstance(check(sqlite_store, third, NOW + 9999), Caller)
+    assert sqlite_store.write_now(lambda conn: revoke_key(conn, key_id, NOW))
+    assert check(sqlite_store, third) is KeyProblem.UNKNOWN
+    assert sqlite_store.write_now(lambda conn: rotate_key(conn, key_id, NOW, overlap_s=0)) is None

@@ -144,6 +144,14 @@ async def test_delete_takes_the_object_and_its_empty_folders(media: MediaStore, 
     assert not (tmp_path / "media/films/r1").exists()
 
 
+async def test_a_folder_goes_with_all_its_objects_and_no_others(media: MediaStore, tmp_path: Path) -> None:
+    for key in ("uploads/a/1", "uploads/a/2", "uploads/ab", "uploads/b/1"):
+        await media.receive(key, pieces(b"a"), 9)
+    await media.delete_folder("uploads/a")
+    await media.delete_folder("uploads/none")
+    assert objects(tmp_path) == ["uploads/ab", "uploads/b/1"]
+
+
 async def test_publishing_beside_deletes_in_the_same_folder_never_fails(
     media: MediaStore, tmp_path: Path
 ) -> None:
@@ -165,14 +173,28 @@ async def test_keys_not_made_by_us_are_refused(media: MediaStore, key: str) -> N
         await media.read(key)
 
 
-async def test_leftovers_of_a_crash_are_cleared_once_old(tmp_path: Path) -> None:
+async def test_transfers_a_kill_cut_short_are_cleared_at_the_next_start(tmp_path: Path) -> None:
     open_media(tmp_path)
     incoming = tmp_path / "media" / ".incoming"
-    for name in ("old", "fresh"):
-        (incoming / name).write_bytes(b"half")
-    os.utime(incoming / "old", (0, 0))
+    (incoming / "half").write_bytes(b"half")
     open_media(tmp_path)
-    assert [path.name for path in incoming.iterdir()] == ["fresh"]
+    assert list(incoming.iterdir()) == []
+
+
+async def test_a_cancel_while_the_bytes_take_their_place_leaves_nothing(
+    media: MediaStore, tmp_path: Path
+) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"whole"
+
+    receiving = asyncio.create_task(media.receive("uploads/a", chunks(), 10))
+    while not (tmp_path / "media/uploads/a").exists():
+        assert not receiving.done()
+        await asyncio.sleep(0)
+    receiving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    assert objects(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,22 @@ def test_lists_are_split_at_commas() -> None:
 
 def test_empty_variable_unsets_an_optional_setting() -> None:
     assert load_settings({}, {"STILLMOTION_TLS_PORT": ""}).tls_port is None
+    assert load_settings({}, {"STILLMOTION_PUBLIC_URL": ""}).public_url is None
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("PORT", "70000"), ("PORT", "http"), ("LEASE_S", "0"), ("MAX_CRASHES", "-1")]
+    ("name", "text"),
+    [
+        ("PORT", "70000"),
+        ("PORT", "http"),
+        ("LEASE_S", "0"),
+        ("LEASE_S", "inf"),
+        ("MAX_CRASHES", "-1"),
+        ("UPLOAD_DAYS", "1e9"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8,proxy"),
+        ("PUBLIC_URL", "films.example"),
+        ("PUBLIC_URL", "https://films.example/?a=b"),
+    ],
 )
 def test_wrong_value_is_refused_with_variable_and_value(name: str, text: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"STILLMOTION_{name} is {text!r}")):

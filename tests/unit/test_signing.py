@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, urlencode
 import pytest
 
 from stillmotion.errors import DataRefused
-from stillmotion.media.signing import UploadGrant, UploadSigner, load_secret
+from stillmotion.media.signing import UploadGrant, UploadSigner, UploadWay, load_secret
 
 NOW = 1_700_000_000.0
 SIGNER = UploadSigner(b"s" * 32)
@@ -16,12 +16,20 @@ QUERY = SIGNER.sign("file1", "image/svg+xml; a=b&c", 5_000, NOW + 60)
 
 def test_signed_query_gives_back_what_was_granted() -> None:
     grant = SIGNER.check("file1", QUERY, NOW)
-    assert grant == UploadGrant("file1", "image/svg+xml; a=b&c", 5_000, int(NOW + 60))
+    assert grant == UploadGrant(UploadWay.WHOLE, "file1", "image/svg+xml; a=b&c", 5_000, int(NOW + 60))
 
 
 def test_grant_ends_at_its_expiry() -> None:
     assert SIGNER.check("file1", QUERY, NOW + 59.9) is not None
     assert SIGNER.check("file1", QUERY, NOW + 60) is None
+
+
+def test_grant_is_for_its_way_of_uploading() -> None:
+    assert SIGNER.check("file1", QUERY, NOW, UploadWay.PARTS) is None
+    query = SIGNER.sign("file1", "image/png", 5, NOW + 60, UploadWay.PARTS)
+    assert SIGNER.check("file1", query, NOW) is None
+    granted = SIGNER.check("file1", query, NOW, UploadWay.PARTS)
+    assert granted is not None and granted.way is UploadWay.PARTS
 
 
 def test_grant_is_for_its_file_and_its_server_only() -> None:

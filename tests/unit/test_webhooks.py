@@ -122,6 +122,19 @@ async def test_a_delivery_is_signed_whole_and_marked_once(post: Post) -> None:
     assert (told["request_id"], told["status"]) == (request_id, "ERROR")
 
 
+async def test_f18_a_clock_set_back_puts_off_no_delivery(post: Post) -> None:
+    with Receiver(status(500), status(204)) as receiver:
+        async with post.sending(webhook_retry_base_s=15):
+            request_id = post.end(receiver.url)
+            await arrived(receiver)
+            row = await post.failed(request_id, 1)
+            post.clock.jump(-3600)
+            post.clock.advance(row.due - post.clock.steady())
+            post.wakeup.notify("webhook")
+            await arrived(receiver)
+            await post.until(request_id, lambda row: row.delivered)
+
+
 async def test_w01_three_500s_then_200_are_four_tries_of_one_body(post: Post) -> None:
     with Receiver(*[status(500)] * 3, status(204)) as receiver:
         async with post.sending(webhook_retry_base_s=15):

@@ -14,7 +14,7 @@ from PIL import Image
 from sqlalchemy import select
 
 from stillmotion import ids
-from stillmotion.clock import SystemClock
+from stillmotion.clock import Clock, SystemClock
 from stillmotion.endpoints import ENDPOINTS
 from stillmotion.media.store import MediaStore, open_media
 from stillmotion.settings import Settings
@@ -46,12 +46,12 @@ QUICK: dict[str, Any] = {
 
 class House:
     def __init__(
-        self, store: Store, media: MediaStore, settings: Settings, engine: str, devices: int
+        self, store: Store, media: MediaStore, settings: Settings, engine: str, devices: int, clock: Clock
     ) -> None:
         self.store = store
         self.media = media
         self.settings = settings
-        self.clock = SystemClock()
+        self.clock = clock
         self.wakeup = Wakeup()
         self.worker = Worker(
             settings=settings,
@@ -180,11 +180,18 @@ def runners_of(pid: int) -> list[psutil.Process]:
 
 @asynccontextmanager
 async def open_house(
-    store: Store, folder: Path, *, engine: str = TIMED, devices: int = 1, ready: bool = True, **changes: Any
+    store: Store,
+    folder: Path,
+    *,
+    engine: str = TIMED,
+    devices: int = 1,
+    ready: bool = True,
+    clock: Clock | None = None,
+    **changes: Any,
 ) -> AsyncIterator[House]:
     """Run a worker until the block ends; afterwards no child may be left."""
     settings = Settings(data_dir=folder, **(QUICK | changes))
-    house = House(store, open_media(folder), settings, engine, devices)
+    house = House(store, open_media(folder), settings, engine, devices, clock or SystemClock())
     working = asyncio.create_task(house.worker.run())
     try:
         if ready:

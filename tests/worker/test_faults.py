@@ -1,24 +1,47 @@
+import asyncio
 import logging
+import os
+import resource
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from sqlalchemy import create_engine, text
 
+from stillmotion.clock import SystemClock
+from stillmotion.errors import RunnerGone
 from stillmotion.store import queue
 from stillmotion.store.open import Store, open_store
-from stillmotion.types import Level, Outcome, State
-from tests.worker.house import PATIENCE_S, open_house, runners_of
+from stillmotion.types import Assignment, Level, Outcome, Sampler, State
+from stillmotion.work.runners import Notes, start_runner
+from tests.store.asks import NOW, ask
+from tests.worker.house import PATIENCE_S, PROMPT, TIMED, open_house, runners_of
 
 pytestmark = pytest.mark.anyio
 
 LONG = "steps=1000 pause=0.02"
+ASSIGNMENT = Assignment(
+    request_id="r1",
+    attempt=1,
+    sampler=Sampler.LCM,
+    prompt=None,
+    picture=None,
+    width=256,
+    height=256,
+    steps=2,
+    fps=10,
+    motion_bucket_id=127,
+    cond_aug=0.02,
+    seed=7,
+    output="film.mp4",
+)
 
 
 async def test_a_killed_runner_is_replaced_and_its_request_runs_again_at_its_old_place(
@@ -82,6 +105,35 @@ async def test_an_exception_in_the_model_fails_that_request_alone_and_the_runner
         assert house.child.pid == before
 
 
+async def test_a_request_that_cannot_be_prepared_fails_alone(
+    sqlite_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As a row may look that another version wrote.
+    strange = ask(endpoint=PROMPT, input={"seed": 7})
+    await sqlite_store.write(lambda conn: queue.submit(conn, strange, NOW))
+    async with open_house(sqlite_store, tmp_path) as house:
+        row = await house.ended(await house.submit())
+        assert row.outcome is Outcome.OK
+        found = await house.store.read(lambda conn: queue.get(conn, strange.id))
+        assert found is not None and found.failure is not None
+        assert (found.failure.status, found.failure.kind) == (500, "internal_server_error")
+        assert f"{strange.id} cannot be prepared" in caplog.text
+        assert "KeyError" in caplog.text
+
+
+@pytest.mark.parametrize("ticks", [1, 2, 3])
+async def test_a_stop_while_a_claim_is_under_way_prepares_nothing(
+    sqlite_store: Store, tmp_path: Path, silent_url: str, ticks: int
+) -> None:
+    async with open_house(sqlite_store, tmp_path, fetch_allow=["127.0.0.1"]) as house:
+        request = await house.submit(picture=silent_url)
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        house.worker.stop()
+        await house.until(lambda: house.children() == [], "the end", timeout_s=5)
+    assert (await house.read(request)).state is State.READY
+
+
 async def test_a_stopped_runner_is_replaced(sqlite_store: Store, tmp_path: Path) -> None:
     async with open_house(sqlite_store, tmp_path, lease_s=2) as house:
         request = await house.submit("steps=50 pause=0.02")
@@ -129,7 +181,9 @@ async def test_an_attempt_that_was_overtaken_publishes_nothing(store: Store, tmp
         now = house.clock.now()
         assert await house.store.write(lambda conn: queue.give_back(conn, row.id, row.attempt, now))
         newer = await house.store.write(
-            lambda conn: queue.claim_next(conn, profile="pocket", owner="other", now=now, lease_s=60)
+            lambda conn: queue.claim_next(
+                conn, profile="pocket", owner="other", now=now, steady=now, lease_s=60
+            )
         )
         assert newer is not None
         assert (newer.id, newer.attempt) == (row.id, 2)
@@ -151,7 +205,9 @@ async def test_a_film_whose_server_died_before_the_commit_is_removed(
         request = await house.submit()
         now = house.clock.now()
         dead = await house.store.write(
-            lambda conn: queue.claim_next(conn, profile="pocket", owner="dead", now=now, lease_s=0.01)
+            lambda conn: queue.claim_next(
+                conn, profile="pocket", owner="dead", now=now, steady=now, lease_s=0.01
+            )
         )
         assert dead is not None
         source = tmp_path / "first" / "media" / film.media_key
@@ -196,6 +252,40 @@ async def test_work_whose_lease_cannot_be_renewed_is_dropped_before_it_lapses(
         assert len(await house.films()) == 1
 
 
+class JumpingClock(SystemClock):
+    """A wall clock somebody sets."""
+
+    ahead_s = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.ahead_s
+
+
+@pytest.mark.parametrize("jump_s", [-3600, 3600])
+async def test_f18_a_clock_that_jumps_lapses_no_lease_and_no_deadline(
+    store: Store, tmp_path: Path, jump_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = JumpingClock()
+    # Nothing renews a lease in time but what a sweep does first.
+    slow = {"heartbeat_s": 600, "log_flush_s": 600, "sweep_s": 0.05}
+    async with open_house(store, tmp_path, clock=clock, **slow) as house:
+        running = await house.submit("steps=60 pause=0.02")
+        waiting = await house.submit(start_by=clock.steady() + 60)
+        await house.becomes(running, lambda row: row.state is State.RUNNING, "running")
+        clock.ahead_s = jump_s
+        swept = clock.now(), clock.steady()
+        assert (
+            await house.store.write(
+                lambda conn: queue.lapse(conn, *swept) + queue.expire_waiting(conn, *swept)
+            )
+            == []
+        )
+        for request in (running, waiting):
+            row = await house.ended(request)
+            assert (row.outcome, row.attempt, row.crashes) == (Outcome.OK, 1, 0)
+        assert "lapsed" not in caplog.text
+
+
 async def test_a_database_that_drops_its_connections_stops_nothing(postgres_url: str, tmp_path: Path) -> None:
     store = open_store(postgres_url)
     async with open_house(store, tmp_path) as house:
@@ -230,6 +320,28 @@ async def test_no_runner_survives_its_killed_worker(sqlite_url: str, tmp_path: P
     deadline = time.monotonic() + 2
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the runner outlived its worker by 2 s"
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2, 4])
+async def test_a_runner_without_file_descriptors_is_a_runner_that_did_not_start(spare: int) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open() as newest:
+        first_free = newest.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + spare, limits[1]))
+    try:
+        with pytest.raises(RunnerGone, match="could not be started"):
+            await start_runner(TIMED, "cpu", {"device": "cpu"}, lambda: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_a_runner_that_cannot_hear_any_more_ends() -> None:
+    runner = await start_runner(TIMED, "cpu", {"device": "cpu"}, lambda: None)
+    await runner.opened(PATIENCE_S)
+    unreadable = replace(ASSIGNMENT, sampler="no such sampler")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RunnerGone, match="exit status 1"):
+        await asyncio.wait_for(runner.run(unreadable, Notes(SystemClock(), asyncio.Event())), PATIENCE_S)
+    await runner.gone()
 
 
 async def test_runner_output_while_idle_goes_to_the_server_log(sqlite_store: Store, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ async def test_a_request_past_its_deadline_is_never_started(sqlite_store: Store,
     async with open_house(sqlite_store, tmp_path) as house:
         first = await house.submit("steps=1000 pause=0.02")
         await house.at_step(first)
-        late = await house.ended(await house.submit(start_by=house.clock.now() + 0.1))
+        late = await house.ended(await house.submit(start_by=house.clock.steady() + 0.1))
         assert late.failure is not None
         assert (late.failure.status, late.failure.kind, late.attempt) == (504, "request_timeout", 0)
         assert (await house.read(first)).state is State.RUNNING

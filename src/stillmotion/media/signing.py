@@ -1,7 +1,7 @@
-"""Signed upload URLs: who holds one may PUT one file, once, of one type, up to a size, for a while.
+"""Signed upload URLs: who holds one may upload one file, once, of one type, up to a size, for a while.
 
-The signature covers version, method, file id, content type, size limit and expiry. That it works only
-once is held by the file's record, which completes once (`store/files.py`).
+The signature covers version, way of uploading, file id, content type, size limit and expiry. That it works
+only once is held by the file's record, which completes once (`store/files.py`).
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import hmac
 import os
 import secrets
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -18,10 +19,20 @@ SECRET_BYTES = 32
 FIELDS = ("type", "max", "expires", "signature")
 
 
+class UploadWay(StrEnum):
+    """How the bytes of an upload come."""
+
+    #: In one PUT.
+    WHOLE = "PUT"
+    #: In numbered parts.
+    PARTS = "PARTS"
+
+
 @dataclass(frozen=True, slots=True)
 class UploadGrant:
     """What a valid upload URL permits."""
 
+    way: UploadWay
     file_id: str
     content_type: str
     max_bytes: int
@@ -34,15 +45,24 @@ class UploadSigner:
         # A key of its own, so that no other use of the secret can stand in for an upload URL.
         self._key = hmac.digest(secret, b"stillmotion upload url", "sha256")
 
-    def sign(self, file_id: str, content_type: str, max_bytes: int, expires: float) -> str:
+    def sign(
+        self,
+        file_id: str,
+        content_type: str,
+        max_bytes: int,
+        expires: float,
+        way: UploadWay = UploadWay.WHOLE,
+    ) -> str:
         """Return the query string to append to the upload URL."""
-        grant = UploadGrant(file_id, content_type, max_bytes, int(expires))
+        grant = UploadGrant(way, file_id, content_type, max_bytes, int(expires))
         return urlencode(
             {"type": content_type, "max": max_bytes, "expires": grant.expires, "signature": self._mark(grant)}
         )
 
-    def check(self, file_id: str, query: str, now: float) -> UploadGrant | None:
-        """Return the grant, or None when the URL is altered, expired or meant for another file."""
+    def check(
+        self, file_id: str, query: str, now: float, way: UploadWay = UploadWay.WHOLE
+    ) -> UploadGrant | None:
+        """Return the grant, or None when the URL is altered, expired or meant for another file or way."""
         try:
             pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=len(FIELDS))
         except ValueError:
@@ -52,12 +72,12 @@ class UploadSigner:
             return None
         if not (_is_number(fields["max"]) and _is_number(fields["expires"])):
             return None
-        grant = UploadGrant(file_id, fields["type"], int(fields["max"]), int(fields["expires"]))
+        grant = UploadGrant(way, file_id, fields["type"], int(fields["max"]), int(fields["expires"]))
         genuine = hmac.compare_digest(self._mark(grant).encode(), fields["signature"].encode())
         return grant if genuine and now < grant.expires else None
 
     def _mark(self, grant: UploadGrant) -> str:
-        facts = ("1", "PUT", grant.file_id, grant.content_type, str(grant.max_bytes), str(grant.expires))
+        facts = ("1", grant.way, grant.file_id, grant.content_type, str(grant.max_bytes), str(grant.expires))
         # Each fact carries its length, so that no two lists of facts make the same message.
         message = b"".join(b"%d:%s" % (len(fact), fact) for fact in (text.encode() for text in facts))
         return hmac.new(self._key, message, hashlib.sha256).hexdigest()

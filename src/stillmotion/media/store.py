@@ -7,11 +7,11 @@ writing to a directory is done here, because obstore's local store does not fsyn
 
 import asyncio
 import hashlib
+import math
 import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,8 +30,6 @@ BLOCK = 1024 * 1024
 HEAD_BYTES = 64
 #: Keys per batch of a listing.
 LISTED = 500
-#: Transfers a killed server left behind are removed at the next start once they are this old.
-STALE_S = 86_400
 KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 INCOMING = ".incoming"
 #: How often a folder may vanish under a rename before that is an error.
@@ -84,10 +82,16 @@ class MediaStore:
                     block.clear()
             await _in_thread(put, bytes(block))
             await _in_thread(_sync_and_close, file)
-            await _in_thread(_settle, partial, place)
+            try:
+                await _in_thread(_settle, partial, place)
+            except asyncio.CancelledError:
+                # It came when the bytes had reached their place.
+                place.unlink(missing_ok=True)
+                raise
         finally:
-            file.close()
+            # Closing writes what is left, which fails on a full disk: the name goes first.
             partial.unlink(missing_ok=True)
+            file.close()
         return size, digest.hexdigest(), head
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
@@ -116,11 +120,15 @@ class MediaStore:
             with suppress(FileNotFoundError), _os_errors():
                 await self._objects.delete_async(key)
 
-    async def keys(self, folder: str) -> AsyncIterator[list[str]]:
-        """List the objects of a folder, in batches."""
+    async def delete_folder(self, folder: str) -> None:
+        """Remove all objects of a folder; there need be none."""
+        await self.delete([key async for keys in self.keys(folder) for key in keys])
+
+    async def keys(self, folder: str, *, before: float = math.inf) -> AsyncIterator[list[str]]:
+        """List the objects of a folder that were written before a time, in batches."""
         with _os_errors():
             async for batch in self._objects.list(folder, chunk_size=LISTED):  # pyright: ignore[reportUnknownMemberType]
-                yield [found["path"] for found in batch]
+                yield [found["path"] for found in batch if found["last_modified"].timestamp() < before]
 
     async def local_path(self, key: str) -> Path | None:
         """Return the object's file, None when there is none."""
@@ -157,14 +165,12 @@ def _os_errors() -> Generator[None, None, None]:
 
 
 def open_media(data_dir: Path) -> MediaStore:
-    """Open DATA/media, making it when absent and clearing transfers a crash left long ago."""
+    """Open or make DATA/media and clear what a kill left there; only for who holds DATA/lock."""
     root = (data_dir / "media").absolute()
     incoming = root / INCOMING
     incoming.mkdir(parents=True, exist_ok=True)
     for leftover in incoming.iterdir():
-        with suppress(FileNotFoundError):
-            if leftover.stat().st_mtime < time.time() - STALE_S:
-                leftover.unlink()
+        leftover.unlink()
     return MediaStore(root)
 
 

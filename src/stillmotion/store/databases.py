@@ -26,7 +26,9 @@ def open_writer(url: URL) -> Engine:
     """Open the engine of the one writing connection."""
     if not is_sqlite(url):
         # The ping costs a round trip per batch and spares the first batch after a restart of the database.
-        return create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, **QUIET)
+        engine = create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, **QUIET)
+        event.listen(engine, "connect", _plan_short_statements)
+        return engine
     path = sqlite_path(url)
 
     def connect() -> sqlite3.Connection:
@@ -47,7 +49,7 @@ def open_readers(url: URL) -> Engine:
         # State, position and log lines of one answer belong together, so they share a snapshot.
         snapshots = {"isolation_level": "REPEATABLE READ", **QUIET}
         engine = create_engine(url, pool_size=READERS, max_overflow=0, pool_pre_ping=True, **snapshots)
-        event.listen(engine, "connect", _plan_short_reads)
+        event.listen(engine, "connect", _plan_short_statements)
         return engine.execution_options(postgresql_readonly=True)
     path = sqlite_path(url)
 
@@ -82,7 +84,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     )
 
 
-def _plan_short_reads(connection: DBAPIConnection, record: object) -> None:
+def _plan_short_statements(connection: DBAPIConnection, record: object) -> None:
     # The planner takes an unknown bound for a third of the queue; starting parallel workers or a compiler
     # for it then costs 10 ms, the statement itself 0.1 ms (1M waiting, PostgreSQL 18).
     with closing(connection.cursor()) as cursor:

@@ -6,7 +6,7 @@ then see each other, and no held request is forgotten.
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, TextClause, bindparam, select, update
+from sqlalchemy import Connection, TextClause, bindparam, case, literal, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from stillmotion.store.outbox import announce
@@ -24,6 +24,8 @@ _LIMIT = (
     .where(api_key.c.id == bindparam("key_id"), api_key.c.lim.is_not(None))
     .with_for_update()
 )
+#: What a caller wants not kept goes with the last moment it is needed.
+_KEPT_INPUT = case((request.c.store_io, request.c.input), else_=literal({}, request.c.input.type))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ def _write_ending(
             fingerprint=ending.fingerprint,
             timings=dict(ending.timings),
             finished=now,
+            input=_KEPT_INPUT,
             owner=None,
             lease_until=None,
         )

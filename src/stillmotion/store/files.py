@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import Connection, delete, func, insert, or_, select, update
 
 from stillmotion.store.rows import file_values, to_file
-from stillmotion.store.tables import IS_DONE, file, request
+from stillmotion.store.tables import IS_DONE, file, request, upload_part
 from stillmotion.types import FileRecord
 
 
@@ -26,12 +26,14 @@ def complete_file(
     """Publish an upload; False when it is already complete, expired or unknown: an upload URL works once.
 
     `media_key` names the bytes of this very PUT, so that the loser of two at once overwrites nothing.
+    From now on it is kept for its `keep_s`.
     """
     where = {} if media_key is None else {"media_key": media_key}
+    expires = func.coalesce(now + file.c.keep_s, file.c.expires)
     completed = conn.execute(
         update(file)
         .where(file.c.id == file_id, ~file.c.complete, or_(file.c.expires.is_(None), file.c.expires > now))
-        .values(size=size, digest=digest, content_type=content_type, complete=True, **where)
+        .values(size=size, digest=digest, content_type=content_type, complete=True, expires=expires, **where)
     )
     return completed.rowcount == 1
 
@@ -51,6 +53,14 @@ def expired_files(conn: Connection, now: float, limit: int) -> list[FileRecord]:
 
 def drop_files(conn: Connection, ids: Sequence[str]) -> None:
     conn.execute(delete(file).where(file.c.id.in_(ids)))
+
+
+def unrecorded(conn: Connection, keys: Sequence[str]) -> list[str]:
+    """Of media keys, list those that neither a file nor a part of one names."""
+    named: set[str] = set()
+    for table in (file, upload_part):
+        named.update(conn.execute(select(table.c.media_key).where(table.c.media_key.in_(keys))).scalars())
+    return [key for key in keys if key not in named]
 
 
 def unnamed_films(conn: Connection, films: Mapping[str, str]) -> list[str]:

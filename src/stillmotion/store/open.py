@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from stillmotion.clock import Clock, SystemClock
@@ -25,7 +25,7 @@ from stillmotion.store.databases import is_sqlite, open_readers, open_writer, sq
 from stillmotion.store.marks import Marks
 from stillmotion.store.migrate import bring_up_to_date
 from stillmotion.store.readers import Readers
-from stillmotion.store.waiting import unavailable
+from stillmotion.store.waiting import UNAVAILABLE, unavailable
 from stillmotion.store.writer import Writer
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class Store:
         try:
             with self._reading.connect() as conn, conn.begin():
                 return operation(conn)
-        except (OperationalError, PoolTimeout) as error:
+        except (*UNAVAILABLE, PoolTimeout) as error:
             raise unavailable(error) from error
 
     async def close(self) -> None:

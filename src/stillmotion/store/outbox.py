@@ -38,7 +38,7 @@ class Delivery:
 
 
 _COLUMNS = tuple(outbox.c[name] for name in Delivery.__slots__)
-_FREE = or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= bindparam("now"))
+_FREE = or_(outbox.c.lease_until.is_(None), outbox.c.lease_until <= bindparam("steady"))
 _FIRST_DUE = (
     select(outbox.c.request_id)
     .where(
@@ -67,7 +67,14 @@ def announce(conn: Connection, request_id: str, url: str, now: float) -> None:
 
 
 def claim_due(
-    conn: Connection, *, now: float, lease_s: float, most: int, per_host: int, under_way: Mapping[str, int]
+    conn: Connection,
+    *,
+    now: float,
+    steady: float,
+    lease_s: float,
+    most: int,
+    per_host: int,
+    under_way: Mapping[str, int],
 ) -> list[Delivery]:
     """Lease up to `most` due deliveries, oldest first, and no host beyond its limit.
 
@@ -77,7 +84,8 @@ def claim_due(
     claimed: list[Delivery] = []
     while len(claimed) < most:
         full = [host for host, count in load.items() if count >= per_host]
-        row = conn.execute(_CLAIM, {"now": now, "until": now + lease_s, "full": full}).one_or_none()
+        times = {"now": now, "steady": steady, "until": steady + lease_s}
+        row = conn.execute(_CLAIM, {**times, "full": full}).one_or_none()
         if row is None:
             break
         claimed.append(_to_delivery(row))

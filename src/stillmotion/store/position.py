@@ -1,6 +1,8 @@
 """How many requests are ahead of one in its queue, by the marks of `marks.py` where the queue is deep."""
 
-from sqlalchemy import Connection, text
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
 
 from stillmotion.store import marks
 from stillmotion.types import Request, State
@@ -8,6 +10,8 @@ from stillmotion.types import Request, State
 #: Waiting requests at the head that a mark must leave behind to be counted from: what a runner gives back
 #: returns to the head, and would else make a long departed mark the nearest.
 HEAD = 64
+#: Behind every request: the largest `ord` there can be.
+_END = 2**63 - 1
 
 # One statement, so one snapshot on PostgreSQL too. `near` is the first mark behind the head, `last` the last
 # one not behind the request itself; between them nothing is counted. NOT MATERIALIZED: each use is a walk
@@ -39,8 +43,16 @@ def queue_position(conn: Connection, waiting: Request) -> int:
     """Count the waiting requests ahead in the whole profile's queue; 0 means next, or no longer waiting."""
     if waiting.state not in (State.HELD, State.READY):
         return 0
-    where = {"of_profile": waiting.profile, "mine": waiting.ord, "head": HEAD}
-    row = conn.execute(_AHEAD, where).one()
+    row = _count_ahead(conn, waiting.profile, waiting.ord)
     if row.marked or row.ahead >= marks.FEW * marks.EVERY:
         marks.note_deep(conn, waiting.profile)
     return row.ahead
+
+
+def queue_length(conn: Connection, profile: str) -> int:
+    """Count all that wait in a queue: exact while it is short, by its marks where it is deep."""
+    return _count_ahead(conn, profile, _END).ahead
+
+
+def _count_ahead(conn: Connection, profile: str, ord: int) -> Row[Any]:
+    return conn.execute(_AHEAD, {"of_profile": profile, "mine": ord, "head": HEAD}).one()

@@ -3,8 +3,9 @@
 `attempt` fences: it grows with each claim, and only the newest attempt may renew, log, finish or crash.
 `crashes` counts runner deaths alone; drains, restarts and lapsed leases never count. A request keeps its
 `ord`, its place in the queue, until it is done.
-Times come from the caller's clock as `now`, on both databases: while one server process writes there is
-one clock. Several writing hosts would need the database's clock instead.
+Times come from the caller's clock, on both databases: `now` is kept for people, leases and deadlines go by
+`steady`, which no jump of the wall clock moves. While one server process writes there is one clock; several
+writing hosts would need the database's instead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ _FIRST_READY = (
     .where(
         request.c.profile == bindparam("of_profile"),
         IS_READY,
-        or_(request.c.start_by.is_(None), request.c.start_by > bindparam("now"), request.c.attempt > 0),
+        or_(request.c.start_by.is_(None), request.c.start_by > bindparam("steady"), request.c.attempt > 0),
     )
     .order_by(request.c.ord)
     .limit(1)
@@ -88,9 +89,12 @@ def submit(conn: Connection, new: NewRequest, now: float) -> Request:
     return to_request({**_UNTOUCHED, **values})
 
 
-def claim_next(conn: Connection, *, profile: str, owner: str, now: float, lease_s: float) -> Request | None:
+def claim_next(
+    conn: Connection, *, profile: str, owner: str, now: float, steady: float, lease_s: float
+) -> Request | None:
     """Take the first ready request of a queue under a new attempt; None when nothing waits."""
-    claimed = conn.execute(_CLAIM, {"of_profile": profile, "by": owner, "now": now, "until": now + lease_s})
+    times = {"now": now, "steady": steady, "until": steady + lease_s}
+    claimed = conn.execute(_CLAIM, {"of_profile": profile, "by": owner, **times})
     row = claimed.mappings().one_or_none()
     return None if row is None else to_request(row)
 
@@ -99,11 +103,10 @@ def renew(
     conn: Connection,
     held: Sequence[tuple[str, int]],
     *,
-    now: float,
-    lease_s: float,
+    until: float,
     progress: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[tuple[str, int], bool]:
-    """Extend the leases of (id, attempt) pairs; say for each still held whether a cancel was asked.
+    """Extend the leases of (id, attempt) pairs `until` a steady second; say which have a cancel asked.
 
     A pair missing from the answer is lost. `progress` maps request ids to what their runner told last.
     """
@@ -112,7 +115,7 @@ def renew(
     kept = conn.execute(
         update(request)
         .where(tuple_(request.c.id, request.c.attempt).in_(held), IS_RUNNING)
-        .values(lease_until=now + lease_s)
+        .values(lease_until=until)
         .returning(request.c.id, request.c.attempt, request.c.cancel_at)
     ).all()
     told = [
@@ -143,19 +146,19 @@ def crashed(conn: Connection, request_id: str, attempt: int, *, now: float, max_
     """Record that the runner died on this attempt while its worker lived.
 
     READY: it waits again at its old place. DONE: cancelled, if that was asked, or failed after
-    `max_crashes`. None: the attempt no longer holds it.
+    `max_crashes`, or at once when it is not to be retried. None: the attempt no longer holds it.
     """
     counted = conn.execute(
         update(request)
         .where(request.c.id == request_id, *_held_by(attempt))
         .values(crashes=request.c.crashes + 1)
-        .returning(request.c.crashes, request.c.cancel_at)
+        .returning(request.c.crashes, request.c.cancel_at, request.c.retry)
     ).one_or_none()
     if counted is None:
         return None
     if counted.cancel_at is not None:
         ending = CANCELLED
-    elif counted.crashes >= max_crashes:
+    elif counted.crashes >= max_crashes or not counted.retry:
         ending = _poisoned(counted.crashes)
     else:
         conn.execute(
@@ -181,9 +184,9 @@ def give_back(conn: Connection, request_id: str, attempt: int, now: float) -> bo
     return returned.rowcount == 1
 
 
-def lapse(conn: Connection, now: float) -> list[str]:
+def lapse(conn: Connection, now: float, steady: float) -> list[str]:
     """Free the requests whose lease ran out: cancelled if that was asked, else ready; return their ids."""
-    return _requeue(conn, now, request.c.lease_until < now)
+    return _requeue(conn, now, request.c.lease_until < steady)
 
 
 def requeue_running(conn: Connection, now: float) -> list[str]:
@@ -227,9 +230,9 @@ def cancel_abandoned(conn: Connection, now: float) -> list[str]:
     return [request_id for request_id in orphans if end_waiting(conn, request_id, CANCELLED, now)]
 
 
-def expire_waiting(conn: Connection, now: float) -> list[str]:
+def expire_waiting(conn: Connection, now: float, steady: float) -> list[str]:
     """Fail the requests that never started and whose `start_by` has passed; return their ids."""
-    late = (HAS_DEADLINE, request.c.start_by <= now, request.c.attempt == 0)
+    late = (HAS_DEADLINE, request.c.start_by <= steady, request.c.attempt == 0)
     ids = conn.execute(select(request.c.id).where(*late).limit(SWEEP_ROWS)).scalars().all()
     return [request_id for request_id in ids if end_waiting(conn, request_id, _TOO_LATE, now, *late)]
 
@@ -274,11 +277,12 @@ def _held_by(attempt: int) -> tuple[Guard, Guard]:
 
 
 def _poisoned(crashes: int) -> Ending:
+    times = "once" if crashes == 1 else f"{crashes} times"
     return Ending(
         outcome=Outcome.ERROR,
         failure=Failure(
             status=500,
             kind="runner_disconnected",
-            message=f"The runner died {crashes} times on this request; it will not be tried again.",
+            message=f"The runner died {times} on this request; it will not be tried again.",
         ),
     )

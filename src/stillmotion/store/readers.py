@@ -11,17 +11,16 @@ What they promise:
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from stillmotion.store.databases import READERS
 from stillmotion.store.marks import take_deep
-from stillmotion.store.waiting import Waiting, closed, refuse, release, unavailable
+from stillmotion.store.waiting import UNAVAILABLE, Line, Waiting, release, unavailable
 
 T = TypeVar("T")
 
@@ -45,7 +44,7 @@ class _Kept:
         if not isinstance(error, Exception):
             return False
         self.broken = isinstance(error, SQLAlchemyError)
-        self._waiting.error = unavailable(error) if isinstance(error, OperationalError) else error
+        self._waiting.error = unavailable(error) if isinstance(error, UNAVAILABLE) else error
         return True
 
 
@@ -58,9 +57,7 @@ class Readers:
     def __init__(self, engine: Engine, deep: Callable[[str], None]) -> None:
         self._engine = engine
         self._deep = deep
-        self._waiting: deque[Waiting] = deque()
-        self._wake = threading.Condition()
-        self._closed = False
+        self._line = Line()
         self._threads = [
             threading.Thread(target=self._run, name=f"store-reader-{n}", daemon=True) for n in range(READERS)
         ]
@@ -70,21 +67,12 @@ class Readers:
     async def read(self, operation: Callable[[Connection], T]) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        with self._wake:
-            if self._closed:
-                raise closed()
-            self._waiting.append(Waiting(operation, future, loop))
-            self._wake.notify()
+        self._line.put(Waiting(operation, future, loop))
         return await future
 
     def stop(self) -> None:
         """Take nothing more, and fail what waits behind the batches under way."""
-        with self._wake:
-            self._closed = True
-            left = list(self._waiting)
-            self._waiting.clear()
-            self._wake.notify_all()
-        refuse(left)
+        self._line.close()
 
     def close(self) -> None:
         """Stop, finish the batches under way, and give the connections back."""
@@ -94,19 +82,11 @@ class Readers:
         self._engine.dispose()
 
     def _run(self) -> None:
-        while batch := self._collect():
+        while batch := self._line.take(BATCH):
             deep = self._serve(batch)
             release(batch)
             for profile in deep:
                 self._deep(profile)
-
-    def _collect(self) -> list[Waiting]:
-        with self._wake:
-            while not self._waiting and not self._closed:
-                self._wake.wait()
-            if self._closed:
-                return []
-            return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
 
     def _serve(self, batch: Sequence[Waiting]) -> set[str]:
         deep: set[str] = set()

@@ -5,7 +5,18 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from stillmotion.types import Bases, Failure, FileRecord, NewRequest, Outcome, Request, State
+from stillmotion.types import (
+    Access,
+    Acl,
+    Bases,
+    Failure,
+    FileRecord,
+    Lifecycle,
+    NewRequest,
+    Outcome,
+    Request,
+    State,
+)
 
 
 def request_values(new: NewRequest, *, state: State, ord: int, now: float) -> dict[str, Any]:
@@ -24,6 +35,11 @@ def request_values(new: NewRequest, *, state: State, ord: int, now: float) -> di
         "start_by": new.start_by,
         "webhook": new.webhook,
         "attached": new.attached,
+        "lifecycle": _lifecycle_values(new.lifecycle),
+        "idempotency_key": new.idempotency.key if new.idempotency else None,
+        "idempotency_digest": new.idempotency.digest if new.idempotency else None,
+        "store_io": new.store_io,
+        "retry": new.retry,
     }
 
 
@@ -55,7 +71,33 @@ def to_request(row: Mapping[str, Any] | RowMapping) -> Request:
         progress=row["progress"],
         fingerprint=row["fingerprint"],
         timings=row["timings"] or {},
+        lifecycle=_to_lifecycle(row["lifecycle"]),
+        store_io=row["store_io"],
+        retry=row["retry"],
     )
+
+
+def _lifecycle_values(lifecycle: Lifecycle) -> dict[str, Any] | None:
+    if lifecycle == Lifecycle():
+        return None
+    return {"keep_s": lifecycle.keep_s, "acl": _acl_values(lifecycle.acl)}
+
+
+def _to_lifecycle(values: Mapping[str, Any] | None) -> Lifecycle:
+    if values is None:
+        return Lifecycle()
+    return Lifecycle(keep_s=values["keep_s"], acl=_to_acl(values["acl"]))
+
+
+def _acl_values(acl: Acl | None) -> dict[str, Any] | None:
+    return None if acl is None else {"default": acl.default, "rules": dict(acl.rules)}
+
+
+def _to_acl(values: Mapping[str, Any] | None) -> Acl | None:
+    if values is None:
+        return None
+    rules = {user: Access(decision) for user, decision in values["rules"].items()}
+    return Acl(default=Access(values["default"]), rules=rules)
 
 
 def failure_values(failure: Failure) -> dict[str, Any]:
@@ -73,8 +115,11 @@ def to_failure(values: Mapping[str, Any]) -> Failure:
 
 
 def file_values(record: FileRecord) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in FileRecord.__slots__}
+    values = {name: getattr(record, name) for name in FileRecord.__slots__}
+    return values | {"acl": _acl_values(record.acl)}
 
 
 def to_file(row: RowMapping) -> FileRecord:
-    return FileRecord(**row)
+    values: dict[str, Any] = dict(row)
+    values["acl"] = _to_acl(values["acl"])
+    return FileRecord(**values)

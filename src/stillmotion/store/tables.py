@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     false,
     text,
+    true,
 )
 
 metadata = MetaData()
@@ -30,6 +31,8 @@ IS_READY = text("state = 'ready'")
 IS_WAITING = text("state IN ('held', 'ready')")
 IS_RUNNING = text("state = 'running'")
 IS_DONE = text("state = 'done'")
+IS_UNSTORED = text("state = 'done' AND NOT store_io")
+HAS_IDEMPOTENCY_KEY = text("idempotency_key IS NOT NULL")
 HAS_DEADLINE = text("state IN ('held', 'ready') AND start_by IS NOT NULL")
 IS_TO_SEND = text("delivered IS NULL AND parked IS NULL")
 IS_UNDELIVERED = text("delivered IS NULL")
@@ -86,6 +89,14 @@ request = Table(
     Column("attached", Boolean, nullable=False, server_default=false()),
     Column("fingerprint", Text),
     Column("timings", JSON(none_as_null=True)),
+    Column("lifecycle", JSON(none_as_null=True)),
+    Column("idempotency_key", Text),
+    #: SHA-256 hex of endpoint and body: the same idempotency key beside another one is a mistake.
+    Column("idempotency_digest", Text),
+    #: False: the payload is not to be kept once the request has ended.
+    Column("store_io", Boolean, nullable=False, server_default=true()),
+    #: False: the first death of a runner fails it.
+    Column("retry", Boolean, nullable=False, server_default=true()),
     CheckConstraint("state IN ('held', 'ready', 'running', 'done')", name="request_state_known"),
     CheckConstraint("outcome IN ('ok', 'error', 'cancelled')", name="request_outcome_known"),
     CheckConstraint(
@@ -101,6 +112,15 @@ request = Table(
     Index("request_lease", "lease_until", sqlite_where=IS_RUNNING, postgresql_where=IS_RUNNING),
     Index("request_deadline", "start_by", sqlite_where=HAS_DEADLINE, postgresql_where=HAS_DEADLINE),
     Index("request_finished", "finished", sqlite_where=IS_DONE, postgresql_where=IS_DONE),
+    Index("request_unstored", "finished", sqlite_where=IS_UNSTORED, postgresql_where=IS_UNSTORED),
+    Index(
+        "request_idempotency",
+        "key_id",
+        "idempotency_key",
+        unique=True,
+        sqlite_where=HAS_IDEMPOTENCY_KEY,
+        postgresql_where=HAS_IDEMPOTENCY_KEY,
+    ),
     # Every request is updated two to four times: room on the page and an eager vacuum keep it compact.
     postgresql_with={"fillfactor": 70, "autovacuum_vacuum_scale_factor": 0.01},
 )
@@ -146,10 +166,20 @@ api_key = Table(
     Column("name", Text, nullable=False),
     #: SHA-256 hex of the secret.
     Column("digest", Text, nullable=False),
+    #: That of the secret before the last rotation, and until when it is still taken.
+    Column("old_digest", Text),
+    Column("old_until", Float(53)),
     Column("admin", Boolean, nullable=False),
-    #: Most requests ready or running at once; NULL = no limit, and then this row is never written.
+    #: Most requests ready or running at once. NULL in any limit means none, and then this row is not
+    #: written to count what it would count.
     Column("lim", Integer),
     Column("active", Integer, nullable=False, server_default=text("0")),
+    Column("submits_per_minute", Integer),
+    Column("minute_began", Float(53), nullable=False, server_default=text("0")),
+    Column("minute_submits", Integer, nullable=False, server_default=text("0")),
+    Column("upload_bytes_per_day", BigInteger),
+    Column("day_began", Float(53), nullable=False, server_default=text("0")),
+    Column("day_upload_bytes", BigInteger, nullable=False, server_default=text("0")),
     Column("created", Float(53), nullable=False),
     Column("expires", Float(53)),
     Column("revoked", Float(53)),
@@ -171,5 +201,18 @@ file = Table(
     Column("created", Float(53), nullable=False),
     Column("expires", Float(53)),
     Column("complete", Boolean, nullable=False),
+    Column("keep_s", Float(53)),
+    Column("acl", JSON(none_as_null=True)),
     Index("file_expires", "expires"),
+    Index("file_media_key", "media_key"),
+)
+
+upload_part = Table(
+    "upload_part",
+    metadata,
+    Column("file_id", Text, ForeignKey("file.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("size", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("media_key", Text, nullable=False),
 )

@@ -5,18 +5,22 @@ A caller that was cancelled meanwhile, or whose loop is gone, disturbs nobody.
 """
 
 import asyncio
-from collections import defaultdict
+import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, SQLAlchemyError
 
 from stillmotion.errors import StoreUnavailable
 
 Loop = asyncio.AbstractEventLoop
+
+#: The database's trouble and not the operation's; a PostgreSQL that became a standby answers InternalError.
+UNAVAILABLE = (OperationalError, InternalError)
 
 
 class Waiting:
@@ -47,6 +51,46 @@ class Waiting:
             self.future.set_result(self.result)
 
 
+class Line:
+    """Operations that wait for a database thread, first come, first served."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Waiting] = deque()
+        self._wake = threading.Condition()
+        self._closed = False
+
+    def put(self, waiting: Waiting) -> None:
+        with self._wake:
+            if self._closed:
+                raise closed()
+            self._waiting.append(waiting)
+            self._wake.notify()
+
+    def put_back(self, again: Sequence[Waiting]) -> None:
+        with self._wake:
+            self._waiting.extendleft(reversed(again))
+
+    def take(self, most: int) -> list[Waiting]:
+        """Wait for operations and take the first ones; none once the line is closed."""
+        with self._wake:
+            while not self._waiting and not self._closed:
+                self._wake.wait()
+            if self._closed:
+                return []
+            return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def close(self) -> None:
+        """Take nothing more, and fail what waits."""
+        with self._wake:
+            self._closed = True
+            left = list(self._waiting)
+            self._waiting.clear()
+            self._wake.notify_all()
+        for waiting in left:
+            waiting.error = closed()
+        release(left)
+
+
 def release(settled: Sequence[Waiting]) -> None:
     """Give every caller its result or error; each event loop is woken once."""
     by_loop: defaultdict[Loop, list[Waiting]] = defaultdict(list)
@@ -64,13 +108,6 @@ def release(settled: Sequence[Waiting]) -> None:
 def _release_here(group: Sequence[Waiting]) -> None:
     for waiting in group:
         waiting.release()
-
-
-def refuse(left: Sequence[Waiting]) -> None:
-    """Fail what still waits when the store is closed."""
-    for waiting in left:
-        waiting.error = closed()
-    release(left)
 
 
 def unavailable(error: SQLAlchemyError) -> StoreUnavailable:

@@ -11,16 +11,15 @@ What it promises:
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from stillmotion.store.waiting import Waiting, closed, refuse, release, unavailable
+from stillmotion.store.waiting import UNAVAILABLE, Line, Waiting, release, unavailable
 
 T = TypeVar("T")
 
@@ -58,7 +57,7 @@ class _Savepoint:
             if isinstance(error, SQLAlchemyError):
                 return False
             raise
-        self._waiting.error = unavailable(error) if isinstance(error, OperationalError) else error
+        self._waiting.error = unavailable(error) if isinstance(error, UNAVAILABLE) else error
         return True
 
 
@@ -67,28 +66,24 @@ class Writer:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._waiting: deque[Waiting] = deque()
-        self._wake = threading.Condition()
-        self._closed = False
+        self._line = Line()
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
     async def write(self, operation: Callable[[Connection], T]) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._enqueue(Waiting(operation, future, loop))
+        self._line.put(Waiting(operation, future, loop))
         return await future
 
     def write_now(self, operation: Callable[[Connection], T]) -> T:
         future: Future[T] = Future()
-        self._enqueue(Waiting(operation, future, None))
+        self._line.put(Waiting(operation, future, None))
         return future.result()
 
     def stop(self) -> None:
         """Take nothing more, and fail what waits behind the batch under way."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
+        self._line.close()
 
     def close(self) -> None:
         """Stop, finish the batch under way, and give the connection back."""
@@ -96,28 +91,13 @@ class Writer:
         self._thread.join()
         self._engine.dispose()
 
-    def _enqueue(self, waiting: Waiting) -> None:
-        with self._wake:
-            if self._closed:
-                raise closed()
-            self._waiting.append(waiting)
-            self._wake.notify()
-
     def _run(self) -> None:
-        while batch := self._collect():
+        while batch := self._line.take(BATCH):
             again = self._commit(batch)
-            with self._wake:
-                self._waiting.extendleft(reversed(again))
+            self._line.put_back(again)
             release([waiting for waiting in batch if waiting not in again])
-        refuse(self._waiting)
-
-    def _collect(self) -> list[Waiting]:
-        with self._wake:
-            while not self._waiting and not self._closed:
-                self._wake.wait()
-            if self._closed:
-                return []
-            return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        # What was put back after the line was closed.
+        self._line.close()
 
     def _commit(self, batch: Sequence[Waiting]) -> list[Waiting]:
         """Run a batch in one transaction; return the operations to be tried again."""

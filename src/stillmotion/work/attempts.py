@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from stillmotion import ids
 from stillmotion.endpoints import ENDPOINTS
-from stillmotion.errors import InputRefused
+from stillmotion.errors import InputRefused, StoreUnavailable
 from stillmotion.media.store import MediaStore
 from stillmotion.store import queue
 from stillmotion.store.endings import CANCELLED
@@ -39,6 +39,14 @@ class Stopped(Exception):
     """Raised inside an attempt that was stopped before its runner had it."""
 
 
+class Unprepared(Exception):
+    """Nobody foresaw why this attempt cannot begin; the cause tells."""
+
+
+#: What may keep an attempt from beginning, and is told apart.
+FORESEEN = (InputRefused, StoreUnavailable, OSError)
+
+
 def film_key(request_id: str, attempt: int) -> str:
     return f"films/{request_id}/{attempt}/{FILM}"
 
@@ -54,10 +62,10 @@ class Attempt:
         self.folder = scratch / request.id / str(request.attempt)
         self.runner = runner
         self.notes = notes
-        #: Monotonic second by which the lease must be renewed, else the work is dropped.
+        #: Steady second by which the lease must be renewed, else the work is dropped.
         self.held_until = held_until
         self.stop: Stop | None = None
-        #: Monotonic second at which a cancelled runner is killed.
+        #: Steady second at which a cancelled runner is killed.
         self.kill_at: float | None = None
         #: True while the runner works on it.
         self.running = False
@@ -65,16 +73,24 @@ class Attempt:
         self.crash: str | None = None
         #: Seconds the finished film took to reach the media store.
         self.publish_s = 0.0
-        self._preparing: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[Assignment] | None = None
 
-    async def prepare(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work` before the runner gets the job; raises Stopped as soon as the attempt is stopped."""
+    async def prepare(self, work: Coroutine[Any, Any, Assignment]) -> Assignment:
+        """Do `work` before the runner gets the job; raises Stopped as soon as the attempt is stopped.
+
+        A fault of ours ends this attempt as Unprepared, and no other.
+        """
         self._preparing = asyncio.create_task(work)
-        [problem] = await asyncio.gather(self._preparing, return_exceptions=True)
+        if self.stop is not None:
+            self._preparing.cancel()
+        [made] = await asyncio.gather(self._preparing, return_exceptions=True)
         if self.stop is not None:
             raise Stopped
-        if problem is not None:
-            raise problem
+        if isinstance(made, Assignment):
+            return made
+        if isinstance(made, Exception) and not isinstance(made, FORESEEN):
+            raise Unprepared from made
+        raise made
 
     def cancel(self, kill_at: float) -> None:
         """Ask the runner to stop, and remember when asking is over."""
@@ -107,7 +123,10 @@ class Attempt:
         return endpoint.assignment(self.request, picture, self.folder / FILM)
 
     async def publish_film(self, media: MediaStore, now: float, keep_s: float) -> FileRecord:
-        """Move the finished film into the media store; its record is written with the ending."""
+        """Move the finished film into the media store; its record is written with the ending.
+
+        It is kept for `keep_s` unless its request said otherwise.
+        """
         key = film_key(*self.key)
         size, digest = await media.publish(self.folder / FILM, key)
         return FileRecord(
@@ -120,8 +139,9 @@ class Attempt:
             size=size,
             digest=digest,
             created=now,
-            expires=now + keep_s,
+            expires=now + (self.request.lifecycle.keep_s or keep_s),
             complete=True,
+            acl=self.request.lifecycle.acl,
         )
 
     def leftovers(self) -> list[str]:

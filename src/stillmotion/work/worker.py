@@ -25,9 +25,9 @@ from stillmotion.settings import DAY_S, Settings
 from stillmotion.store import queue
 from stillmotion.store.logs import append_logs
 from stillmotion.store.open import Store
-from stillmotion.types import Failure, FileRecord, Film, Readiness, Request
+from stillmotion.types import Assignment, Failure, FileRecord, Film, Readiness, Request
 from stillmotion.wakeup import Wakeup
-from stillmotion.work.attempts import PICTURE, Attempt, Stop, Stopped
+from stillmotion.work.attempts import PICTURE, Attempt, Stop, Stopped, Unprepared
 from stillmotion.work.lanes import Lane, happens, pause_s
 from stillmotion.work.pictures import place_picture
 from stillmotion.work.runners import Cancelled, Notes, Reply, Runner
@@ -144,11 +144,16 @@ class Worker:
 
     async def _claim(self, lane: Lane) -> Request | None:
         owner = f"{socket.gethostname()}:{os.getpid()}:{lane.device}"
-        now = self._clock.now()
+        now, steady = self._clock.now(), self._clock.steady()
         try:
             return await self._store.write(
                 lambda conn: queue.claim_next(
-                    conn, profile=self._profile, owner=owner, now=now, lease_s=self._settings.lease_s
+                    conn,
+                    profile=self._profile,
+                    owner=owner,
+                    now=now,
+                    steady=steady,
+                    lease_s=self._settings.lease_s,
                 )
             )
         except StoreUnavailable as error:
@@ -160,8 +165,12 @@ class Worker:
 
     async def _serve(self, lane: Lane, runner: Runner, request: Request) -> None:
         scratch = self._settings.data_dir.absolute() / "scratch"
-        attempt = Attempt(request, runner, Notes(self._clock, self._news), scratch, self._fence())
+        assert request.lease_until is not None, "a claimed request has a lease"
+        held_until = self._fence(request.lease_until)
+        attempt = Attempt(request, runner, Notes(self._clock, self._news), scratch, held_until)
         self._attempts[attempt.key] = attempt
+        if self._stopped:
+            attempt.drop(Stop.ENDING)
         log.info("%s started attempt=%d device=%s", *attempt.key, lane.device)
         attempt.notes.log(f"started on {lane.device}" + (" again" if request.attempt > 1 else ""))
         self._wakeup.notify(f"request:{request.id}")
@@ -179,16 +188,15 @@ class Worker:
         """Have the film made; None when there is no answer: the runner died, or the attempt was stopped."""
         request_id = attempt.key[0]
         try:
-            await attempt.prepare(self._place_inputs(attempt))
-            assignment = attempt.assignment()
+            assignment = await attempt.prepare(self._place_inputs(attempt))
             attempt.running = True
             return await attempt.runner.run(assignment, attempt.notes)
         except InputRefused as refused:
             return refused.failure
         except StoreUnavailable as error:
             log.warning("%s is given back, its picture's record cannot be read: %s", request_id, error)
-        except OSError as error:
-            log.error("%s cannot be prepared: %s", request_id, error)
+        except (OSError, Unprepared) as error:
+            log.error("%s cannot be prepared: %s", request_id, error, exc_info=error.__cause__)
             return _broken(error)
         except (Stopped, RunnerGone) as end:
             if attempt.stop is Stop.CANCELLED:
@@ -200,7 +208,7 @@ class Worker:
             attempt.running = False
         return None
 
-    async def _place_inputs(self, attempt: Attempt) -> None:
+    async def _place_inputs(self, attempt: Attempt) -> Assignment:
         attempt.folder.mkdir(parents=True, exist_ok=True)
         if attempt.request.picture is not None:
             await place_picture(
@@ -211,6 +219,7 @@ class Worker:
                 media=self._media,
                 clock=self._clock,
             )
+        return attempt.assignment()
 
     async def _settle(self, attempt: Attempt, reply: Reply | None) -> None:
         """Publish what became of the attempt; a refusal means that it was no longer ours."""
@@ -286,8 +295,7 @@ class Worker:
             if not held:
                 return
             told = [(attempt, list(attempt.notes.lines), attempt.notes.progress) for attempt in held]
-            fence = self._fence()
-            now = self._clock.now()
+            until = self._clock.steady() + self._settings.lease_s
 
             def write(conn: Connection) -> dict[tuple[str, int], bool]:
                 for attempt, lines, _ in told:
@@ -296,8 +304,7 @@ class Worker:
                 return queue.renew(
                     conn,
                     [attempt.key for attempt in held],
-                    now=now,
-                    lease_s=self._settings.lease_s,
+                    until=until,
                     progress={attempt.key[0]: progress for attempt, _, progress in told if progress},
                 )
 
@@ -306,13 +313,13 @@ class Worker:
             except StoreUnavailable as error:
                 log.warning("leases not renewed running=%d: %s", len(held), error)
                 return
-            kill_at = self._clock.monotonic() + self._settings.cancel_grace_s
+            kill_at = self._clock.steady() + self._settings.cancel_grace_s
             for attempt, lines, progress in told:
                 attempt.notes.written(len(lines), progress)
                 if attempt.key not in answers:
                     self._lose(attempt, "someone else has it")
                     continue
-                attempt.held_until = fence
+                attempt.held_until = self._fence(until)
                 if answers[attempt.key]:
                     attempt.cancel(kill_at)
                 if lines or progress:
@@ -322,7 +329,7 @@ class Worker:
         """Act on time alone: leases not renewed, cancels not obeyed, runners not heard."""
         while True:
             await asyncio.sleep(WATCH_S)
-            now = self._clock.monotonic()
+            now = self._clock.steady()
             for attempt in self._attempts.values():
                 if now > attempt.held_until:
                     self._lose(attempt, "its lease could not be renewed")
@@ -336,12 +343,12 @@ class Worker:
         """Free lapsed requests and fail late ones, whoever left them; workers may do so side by side."""
         while True:
             await asyncio.sleep(pause_s(1, self._settings.sweep_s, self._settings.sweep_s))
-            # First our own leases: a wall clock that jumped ahead must not make them lapse.
+            # First our own leases: however late this comes, they must not lapse by our own hand.
             await self._renew()
-            now = self._clock.now()
+            times = self._clock.now(), self._clock.steady()
             try:
                 freed, late = await self._store.write(
-                    lambda conn, now=now: (queue.lapse(conn, now), queue.expire_waiting(conn, now))
+                    lambda conn, times=times: (queue.lapse(conn, *times), queue.expire_waiting(conn, *times))
                 )
             except StoreUnavailable as error:
                 log.warning("queue not swept: %s", error)
@@ -355,8 +362,8 @@ class Worker:
             if freed or late:
                 self._wakeup.notify("queue")
 
-    def _fence(self) -> float:
-        return self._clock.monotonic() + self._settings.lease_s * (1 - FENCE_SHARE)
+    def _fence(self, lease_until: float) -> float:
+        return lease_until - self._settings.lease_s * FENCE_SHARE
 
     def _lose(self, attempt: Attempt, why: str) -> None:
         if attempt.stop is not Stop.LOST:
@@ -364,9 +371,9 @@ class Worker:
             attempt.drop(Stop.LOST)
 
 
-def _broken(error: OSError) -> Failure:
-    return Failure(
-        status=500,
-        kind="internal_server_error",
-        message=f"The server could not write or read a file: {error.strerror or type(error).__name__}.",
-    )
+def _broken(error: OSError | Unprepared) -> Failure:
+    if isinstance(error, Unprepared):
+        message = "The server failed before it could begin this video. Its log says more."
+    else:
+        message = f"The server could not write or read a file: {error.strerror or type(error).__name__}."
+    return Failure(status=500, kind="internal_server_error", message=message)
