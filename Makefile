@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One process per core of a small machine; files stay whole, so their servers are started once.
 PARALLEL := -n 2 --dist loadfile
 TEST_ARGS ?=
+# Trials of each gate.
+N ?= 400
 
 setup: .venv/.installed  ## install into .venv; afterwards .venv/bin/stillmotion works
 demo: setup  ## make both videos of the README over HTTP, with the small weights, on the CPU
@@ -43,10 +45,12 @@ docs: .venv/.installed-dev  ## write docs/settings.md anew from the settings
 train-pocket: .venv/.installed-dev  ## train the small weights from nothing (about 4 hours on one core)
 	for step in codec text vision picture video; do $(BIN)/python -m training.train_$$step || exit; done
 	$(BIN)/python -m training.export
+gates: .venv/.installed-dev  ## hold the small weights against their gates; goes on where it stopped (N=400)
+	$(BIN)/python -m training.gates --n $(N)
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: setup demo serve test check lint types conformance bench bench-gpu docs train-pocket help
+.PHONY: setup demo serve test check lint types conformance bench bench-gpu docs train-pocket gates help
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none is on the PATH."; exit 1; }

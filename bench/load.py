@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -31,16 +31,22 @@ class Order:
     host: str
     port: int
     method: str
-    path: str
+    #: The connections take turns at choosing one; each stays with its own.
+    paths: Sequence[str]
     key: str
     body: Mapping[str, Any] | None = None
     connections: int
+    #: Time that is measured; with `calls` the longest it may take.
     seconds: float
+    #: Pause of each connection between an answer and its next call, as clients that poll make.
+    pause_s: float = 0
+    #: End after this many answers; 0 = when the time is up.
+    calls: int = 0
 
-    def to_bytes(self) -> bytes:
+    def to_bytes(self, path: str) -> bytes:
         body = b"" if self.body is None else json.dumps(self.body).encode()
         head = (
-            f"{self.method} {self.path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
+            f"{self.method} {path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
             f"Authorization: Key {self.key}\r\n"
         )
         if body:
@@ -59,12 +65,14 @@ class Figures:
 class Connection(asyncio.Protocol):
     """One kept-alive connection that asks until it is told to end."""
 
-    def __init__(self, call: bytes, latencies: list[tuple[float, float]]) -> None:
+    def __init__(self, call: bytes, latencies: list[tuple[float, float]], pause_s: float) -> None:
         self._call = call
         self._latencies = latencies
+        self._pause_s = pause_s
         self._received = bytearray()
         self._sent = 0.0
         self._ending = False
+        self._pause: asyncio.TimerHandle | None = None
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -87,7 +95,10 @@ class Connection(asyncio.Protocol):
             return
         self._received.clear()
         self._latencies.append((now, now - self._sent))
-        self._ask()
+        if self._pause_s and not self._ending:
+            self._pause = asyncio.get_running_loop().call_later(self._pause_s, self._ask)
+        else:
+            self._ask()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(exc or ConnectionError("the server closed the connection"))
@@ -95,8 +106,12 @@ class Connection(asyncio.Protocol):
     def end(self) -> None:
         """Ask no more; `ended` is set when the answer under way has come."""
         self._ending = True
+        if self._pause is not None:
+            self._pause.cancel()
+            self._ask()
 
     def _ask(self) -> None:
+        self._pause = None
         if self._ending:
             if not self.ended.done():
                 self.ended.set_result(None)
@@ -114,16 +129,21 @@ class Connection(asyncio.Protocol):
 async def generate(order: Order) -> Figures:
     loop = asyncio.get_running_loop()
     latencies: list[tuple[float, float]] = []
-    call = order.to_bytes()
+    calls = [order.to_bytes(order.paths[number % len(order.paths)]) for number in range(order.connections)]
     opened = [
-        await loop.create_connection(lambda: Connection(call, latencies), order.host, order.port)
-        for _ in range(order.connections)
+        await loop.create_connection(
+            lambda call=call: Connection(call, latencies, order.pause_s), order.host, order.port
+        )
+        for call in calls
     ]
     connections = [connection for _, connection in opened]
-    await asyncio.sleep(WARM_S)
+    await asyncio.sleep(0 if order.calls else WARM_S)
     begun = time.perf_counter()
     failed = asyncio.gather(*(connection.ended for connection in connections))
-    await asyncio.wait({failed}, timeout=order.seconds)
+    while not failed.done() and (left := begun + order.seconds - time.perf_counter()) > 0:
+        if 0 < order.calls <= len(latencies):
+            break
+        await asyncio.wait({failed}, timeout=min(left, 0.01) if order.calls else left)
     until = time.perf_counter()
     for connection in connections:
         connection.end()

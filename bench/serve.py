@@ -16,7 +16,8 @@ from pathlib import Path
 
 import httpx
 
-from bench.depth import measure_depth
+from bench.crowd import measure_crowd
+from bench.depth import measure_depths
 from bench.figures import Row, machine, peak_mib, table
 from bench.films import PROMPT, TURBO, measure_films, measure_queue
 from bench.load import Figures, Order, run_load
@@ -36,12 +37,22 @@ class Extent:
     queue_samples: int
     films: int
     load_s: float
-    depth: int
+    #: Requests in the queue that 200 clients poll.
+    crowd: int
+    depths: tuple[int, ...]
     depth_samples: int
 
 
-FULL = Extent(starts=3, queue_samples=40, films=5, load_s=8, depth=100_000, depth_samples=200)
-QUICK = Extent(starts=1, queue_samples=5, films=1, load_s=1, depth=5_000, depth_samples=20)
+FULL = Extent(
+    starts=3,
+    queue_samples=40,
+    films=5,
+    load_s=8,
+    crowd=10_000,
+    depths=(100_000, 1_000_000),
+    depth_samples=200,
+)
+QUICK = Extent(starts=1, queue_samples=5, films=1, load_s=1, crowd=500, depths=(5_000,), depth_samples=20)
 
 
 def main() -> None:
@@ -120,7 +131,7 @@ def measure_load(folder: Path, extent: Extent) -> list[Row]:
                 host=url.host,
                 port=url.port,
                 method=method,
-                path=path,
+                paths=[path],
                 key=server.key,
                 body=None if prompt is None else {"prompt": prompt},
                 connections=connections,
@@ -141,7 +152,7 @@ def measure_load(folder: Path, extent: Extent) -> list[Row]:
         ]
         # A drain would wait for the sleeper.
         server.kill()
-    return rows
+    return rows + measure_crowd(folder, extent.crowd, extent.load_s)
 
 
 def submit(client: httpx.Client, prompt: str) -> str:
@@ -184,7 +195,7 @@ PARTS: dict[str, Part] = {
     "queue": lambda folder, extent: measure_queue(folder, extent.queue_samples),
     "films": lambda folder, extent: measure_films(folder, extent.films),
     "load": measure_load,
-    "depth": lambda folder, extent: measure_depth(folder, extent.depth, extent.depth_samples),
+    "depth": lambda folder, extent: measure_depths(folder, extent.depths, extent.depth_samples),
 }
 
 

@@ -7,10 +7,12 @@ default here. Nothing else in the program reads the environment.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from stillmotion.errors import UserError
 
@@ -18,6 +20,8 @@ PREFIX = "STILLMOTION_"
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 DAY_S = 86_400
+#: A hundred years: dates beyond the year 9999 cannot be written.
+MOST_DAYS = 36_500
 
 
 def _split(value: object) -> object:
@@ -26,8 +30,23 @@ def _split(value: object) -> object:
     return value
 
 
+def _check_networks(words: list[str]) -> list[str]:
+    for word in words:
+        ip_network(word, strict=False)
+    return words
+
+
+def _check_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("write it as https://films.example, with a path after it if there is one")
+    return url
+
+
 #: A comma-separated list in the environment.
 Words = Annotated[list[str], BeforeValidator(_split)]
+Networks = Annotated[Words, AfterValidator(_check_networks)]
+HttpUrl = Annotated[str, AfterValidator(_check_url)]
 
 
 def _setting(default: Any, unit: str, description: str, **limits: Any) -> Any:
@@ -37,7 +56,7 @@ def _setting(default: Any, unit: str, description: str, **limits: Any) -> Any:
 class Settings(BaseModel):
     """All settings; frozen after start."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     host: str = _setting("127.0.0.1", "address", "Address the HTTP listener binds.")
     port: int = _setting(8000, "port", "Port of the HTTP listener; 0 picks a free one.", ge=0, le=65535)
@@ -57,12 +76,18 @@ class Settings(BaseModel):
     )
     profile: str = _setting("auto", "name", "auto, pocket or svd: which weights and presets to run.")
     devices: Words = _setting(["auto"], "devices", "cpu, cuda:0,cuda:1,… or auto; one runner each.")
-    public_url: str | None = _setting(
+    public_url: HttpUrl | None = _setting(
         None, "URL", "Address path-style callers reach this server by, when behind a proxy."
     )
-    trusted_proxies: Words = _setting([], "CIDRs", "Peers whose X-Forwarded-* headers count.")
+    trusted_proxies: Networks = _setting([], "CIDRs", "Peers whose X-Forwarded-* headers count.")
     allowed_hosts: Words = _setting(
         [], "names", "Further Host header names accepted on a loopback bind, against DNS rebinding."
+    )
+    proxy_key: str | None = _setting(
+        None, "key", "Key the proxy route lends to pages that send none; unset means each call needs its own."
+    )
+    proxy_origins: Words = _setting(
+        ["self"], "origins", "Origins of pages that may borrow the proxy key; self is this server's own."
     )
 
     fetch_allow: Words = _setting(
@@ -90,6 +115,10 @@ class Settings(BaseModel):
         600, "s", "How long a runner may work on one step before it counts as hung.", gt=0
     )
 
+    sse_ping_s: float = _setting(
+        10, "s", "Longest silence on an event stream before a comment says that it lives.", gt=0
+    )
+
     body_bytes: int = _setting(32 * MIB, "bytes", "Largest request body outside uploads (32 MiB).", ge=1024)
     picture_bytes: int = _setting(25 * 1000 * 1000, "bytes", "Largest input picture (25 MB).", ge=1024)
     picture_pixels: int = _setting(
@@ -97,15 +126,28 @@ class Settings(BaseModel):
     )
     fetch_timeout_s: float = _setting(30, "s", "Whole time a picture download may take.", gt=0)
     upload_bytes: int = _setting(5 * GIB, "bytes", "Largest uploaded file (5 GiB).", ge=1)
-    upload_url_s: int = _setting(3600, "s", "How long an upload URL may be used (1 h).", ge=1)
-    output_days: float = _setting(30, "days", "How long films are kept.", gt=0)
-    upload_days: float = _setting(7, "days", "How long uploads are kept.", gt=0)
-    request_days: float = _setting(30, "days", "How long finished requests and their logs are kept.", gt=0)
+    upload_url_s: int = _setting(3600, "s", "How long an upload URL may be used (1 h).", ge=1, le=30 * DAY_S)
+    output_days: float = _setting(30, "days", "How long films are kept.", gt=0, le=MOST_DAYS)
+    upload_days: float = _setting(7, "days", "How long uploads are kept.", gt=0, le=MOST_DAYS)
+    request_days: float = _setting(
+        30, "days", "How long finished requests and their logs are kept.", gt=0, le=MOST_DAYS
+    )
+    unstored_result_s: float = _setting(
+        3600, "s", "How long the result of a submit with X-Fal-Store-IO: 0 may be fetched.", ge=0
+    )
+    bad_keys_per_minute: int = _setting(
+        20, "calls", "Calls with a wrong key one address may make before they are answered 429.", ge=1
+    )
     key_cache_s: float = _setting(5, "s", "How long a verified key is trusted before it is read again.", ge=0)
 
     @property
     def store_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'stillmotion.db'}"
+
+
+def shell_environment() -> dict[str, str]:
+    """Return all that is set for this program: `env` and `run` hand it on, changed, to another."""
+    return dict(os.environ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +178,9 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
         return Settings.model_validate(chosen)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
+        name, problem = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
         raise UserError(
-            f"Setting {PREFIX}{name.upper()} is {chosen.get(name)!r}: {first['msg']}. "
+            f"Setting {PREFIX}{name.upper()} is {chosen.get(name)!r}: {problem}. "
             "Run `stillmotion settings` for what each setting means."
         ) from error
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stillmotion.cli.datadir import ANNOUNCEMENT
+from stillmotion.cli.datadir import ADMIN_SOCKET, ANNOUNCEMENT
 from tests.acceptance.calls import (
     ENDPOINT,
     all_gone,
@@ -155,6 +155,15 @@ def test_port_in_use_is_refused_in_one_line(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert f"Cannot listen on 127.0.0.1:{port}" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_f15_a_corrupt_database_is_refused_in_one_line_and_no_socket_stays(tmp_path: Path) -> None:
+    (tmp_path / "stillmotion.db").write_bytes(b"not a database, but somebody's letters " * 200)
+    refused = run_cli("serve", "--port", "0", "--data-dir", str(tmp_path), "--engine", TIMED_ENGINE)
+    assert refused.returncode == 1
+    assert "is not a whole SQLite database" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / ADMIN_SOCKET).exists()
 
 
 def test_https_answers_under_fals_names_with_our_authority(tmp_path: Path) -> None:

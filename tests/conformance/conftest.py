@@ -11,9 +11,23 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.conformance.matrix import as_table
 from tests.server import TIMED_ENGINE, Server
 
 JS = Path(__file__).parent.parent / "js"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the conformance matrix, if any of its cells ran."""
+    found = {
+        dict(report.user_properties)["cell"]: word
+        for outcome, word in (("passed", "ok"), ("failed", "FAILED"), ("error", "FAILED"))
+        for report in terminalreporter.stats.get(outcome, [])
+        if "cell" in dict(report.user_properties)
+    }
+    if found:
+        terminalreporter.section("conformance matrix")
+        terminalreporter.write_line(as_table({tuple(cell): word for cell, word in found.items()}))
 
 
 @pytest.fixture(scope="session")

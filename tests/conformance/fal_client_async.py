@@ -4,8 +4,11 @@ import asyncio
 import json
 import sys
 from dataclasses import asdict
+from typing import Any
 
 import fal_client
+import httpx
+import httpx_sse
 
 TURBO = "fal-ai/fast-svd-lcm/text-to-video"
 QUICK = {"prompt": "steps=1 pause=0", "seed": 7, "video_size": {"width": 320, "height": 256}}
@@ -78,6 +81,45 @@ async def client_timeout() -> object:
     except fal_client.FalClientTimeoutError as error:
         return {"request_id": error.request_id, "seconds": clock.time() - began}
     raise AssertionError("a request of 100 s came back within 2 s")
+
+
+STEPS = {**QUICK, "prompt": "steps=4 pause=0.3"}
+FAILING = {"prompt": "steps=9 pause=0.3 refuse_at=4"}
+
+
+async def stream() -> object:
+    return [event async for event in fal_client.stream_async(TURBO, arguments=STEPS)]
+
+
+async def until_it_breaks(arguments: dict[str, Any]) -> object:
+    events: list[object] = []
+    try:
+        async for event in fal_client.stream_async(TURBO, arguments=arguments):
+            events.append(event)
+    except (httpx.HTTPError, httpx_sse.SSEError) as error:
+        return {"error": type(error).__name__, "events": events}
+    raise AssertionError(f"ended as if all were well: {events}")
+
+
+async def stream_bad_input() -> object:
+    return await until_it_breaks({"prompt": "x", "cond_aug": -1})
+
+
+async def stream_failing() -> object:
+    return await until_it_breaks(FAILING)
+
+
+async def start_timeout() -> object:
+    running = await fal_client.submit_async(TURBO, arguments=SLOW)
+    await wait_for(running, fal_client.InProgress)
+    errors: list[object] = []
+    for way in (fal_client.run_async, fal_client.subscribe_async):
+        try:
+            await way(TURBO, arguments=QUICK, start_timeout=1.5)
+        except fal_client.FalClientHTTPError as error:
+            errors.append({"status": error.status_code, "type": error.error_type})
+    await running.cancel()
+    return errors
 
 
 async def main() -> None:

@@ -8,8 +8,11 @@ import json
 import sys
 import time
 from dataclasses import asdict
+from typing import Any
 
 import fal_client
+import httpx
+import httpx_sse
 
 TURBO = "fal-ai/fast-svd-lcm/text-to-video"
 QUICK = {"prompt": "steps=1 pause=0", "seed": 7, "video_size": {"width": 320, "height": 256}}
@@ -82,6 +85,45 @@ def client_timeout() -> object:
     except fal_client.FalClientTimeoutError as error:
         return {"request_id": error.request_id, "seconds": time.monotonic() - began}
     raise AssertionError("a request of 100 s came back within 2 s")
+
+
+STEPS = {**QUICK, "prompt": "steps=4 pause=0.3"}
+FAILING = {"prompt": "steps=9 pause=0.3 refuse_at=4"}
+
+
+def stream() -> object:
+    return list(fal_client.stream(TURBO, arguments=STEPS))
+
+
+def until_it_breaks(arguments: dict[str, Any]) -> object:
+    events: list[object] = []
+    try:
+        for event in fal_client.stream(TURBO, arguments=arguments):
+            events.append(event)
+    except (httpx.HTTPError, httpx_sse.SSEError) as error:
+        return {"error": type(error).__name__, "events": events}
+    raise AssertionError(f"ended as if all were well: {events}")
+
+
+def stream_bad_input() -> object:
+    return until_it_breaks({"prompt": "x", "cond_aug": -1})
+
+
+def stream_failing() -> object:
+    return until_it_breaks(FAILING)
+
+
+def start_timeout() -> object:
+    running = fal_client.submit(TURBO, arguments=SLOW)
+    wait_for(running, fal_client.InProgress)
+    errors: list[object] = []
+    for way in (fal_client.run, fal_client.subscribe):
+        try:
+            way(TURBO, arguments=QUICK, start_timeout=1.5)
+        except fal_client.FalClientHTTPError as error:
+            errors.append({"status": error.status_code, "type": error.error_type})
+    running.cancel()
+    return errors
 
 
 for name in sys.argv[1:]:

@@ -1,5 +1,6 @@
 """A whole site in this process: real store, real media, real app; the test plays the worker."""
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from stillmotion.store import queue
 from stillmotion.store.files import add_file
 from stillmotion.store.logs import append_logs
 from stillmotion.store.open import Store
+from stillmotion.tokens import TokenSigner
 from stillmotion.types import Ending, Failure, FileRecord, Level, LogLine, Outcome, Readiness, Request
 from stillmotion.wakeup import Wakeup
 
@@ -50,8 +52,10 @@ class House:
         self.media: MediaStore = open_media(self.data_dir)
         self.wakeup = Wakeup()
         self.signer = UploadSigner(b"s" * 32)
+        self.tokens = TokenSigner(b"s" * 32)
         self.signatures = SigningKeys(self.data_dir, self.clock.now())
         self.key = self.new_key("first")
+        self.stopping = asyncio.Event()
         self.app = self.build(self.settings)
 
     def build(self, settings: Settings) -> Starlette:
@@ -61,12 +65,14 @@ class House:
                 store=self.store,
                 media=self.media,
                 signer=self.signer,
+                tokens=self.tokens,
                 signatures=self.signatures,
                 clock=self.clock,
                 wakeup=self.wakeup,
                 profile="pocket",
                 readiness=lambda: self.ready,
                 version="0.1.0",
+                stopping=self.stopping,
             )
         )
 
@@ -101,7 +107,9 @@ class House:
     def claim(self) -> Request | None:
         now = self.clock.now()
         return self.store.write_now(
-            lambda conn: queue.claim_next(conn, profile="pocket", owner="test", now=now, lease_s=20)
+            lambda conn: queue.claim_next(
+                conn, profile="pocket", owner="test", now=now, steady=now, lease_s=20
+            )
         )
 
     def log(self, request: Request, *messages: str) -> None:

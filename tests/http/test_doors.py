@@ -87,6 +87,12 @@ async def test_a_loopback_server_refuses_a_strangers_host_name(house: House) -> 
         assert (await client.get("/healthz")).status_code == 200
 
 
+async def test_two_host_headers_are_refused(house: House) -> None:
+    twice = [("Host", "localhost"), ("Host", "rebound.example")]
+    async with house.client() as client:
+        assert (await client.get("/healthz", headers=twice)).status_code == 400
+
+
 @pytest.mark.parametrize("host", ["a b", 'x"y', "a/b", "a@b", "x:port", ""])
 async def test_a_host_header_that_is_no_name_is_refused(house: House, host: str) -> None:
     house.rebuild(host="0.0.0.0")
@@ -94,3 +100,47 @@ async def test_a_host_header_that_is_no_name_is_refused(house: House, host: str)
         answer = await client.get("/healthz", headers={"Host": host})
     assert answer.status_code == 400
     assert answer.json()["error_type"] == "bad_request"
+
+
+QUEUE_DOORS = [
+    (BASE, "/queue"),
+    ("https://queue.fal.run", ""),
+    ("https://queue.falrun.com:8443", ""),
+]
+
+
+@pytest.mark.parametrize(("base", "root"), QUEUE_DOORS)
+@pytest.mark.parametrize("sub_path", ["", "/text-to-video"])
+@pytest.mark.parametrize("slash", ["", "/"])
+async def test_every_spelling_of_an_address_is_served_without_redirect(
+    house: House, base: str, root: str, sub_path: str, slash: str
+) -> None:
+    async with house.client(base=base) as client:
+        made = await client.post(f"{root}/{TEXT}{slash}", json=ROCKET)
+        one = f"{root}/{TURBO}{sub_path}/requests/{made.json()['request_id']}"
+        assert (await client.get(f"{one}/status{slash}")).status_code == 202
+        for ending in ("", "/response"):
+            pending = await client.get(f"{one}{ending}{slash}")
+            assert (pending.status_code, pending.json()["detail"]) == (400, "Request is still in progress")
+        assert (await client.put(f"{one}/cancel{slash}")).status_code == 202
+        assert (await client.get(f"{one}/status{slash}")).status_code == 200
+
+
+@pytest.mark.parametrize(("base", "root"), [*QUEUE_DOORS, (BASE, "/run"), ("https://falrun.com", "")])
+@pytest.mark.parametrize(
+    ("endpoint", "named"),
+    [
+        ("workflows/fal-ai/fast-svd-lcm", "workflows/fal-ai/fast-svd-lcm"),
+        ("comfy/fal-ai/fast-svd-lcm/text-to-video", "comfy/fal-ai/fast-svd-lcm"),
+        ("fal-ai/nothing/like-it", "fal-ai/nothing"),
+        ("fal-ai", "fal-ai"),
+    ],
+)
+async def test_a_namespaced_app_is_another_app_and_unknown(
+    house: House, base: str, root: str, endpoint: str, named: str
+) -> None:
+    async with house.client(base=base) as client:
+        answer = await client.post(f"{root}/{endpoint}/", json=ROCKET)
+        assert (answer.status_code, answer.json()["detail"]) == (404, f'Application "{named}" not found')
+        request_id = (await house.submit())["request_id"]
+        assert (await client.get(f"{root}/{endpoint}/requests/{request_id}/status")).status_code == 404

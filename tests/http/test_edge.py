@@ -1,5 +1,6 @@
 """Keys, CORS, request ids, health, the front page, logs, and what happens when something breaks."""
 
+import errno
 import logging
 from html.parser import HTMLParser
 
@@ -161,6 +162,23 @@ async def test_a_database_that_takes_no_write_is_a_503_and_leaves_no_bytes(
     assert [path for path in (house.data_dir / "media").rglob("*") if path.is_file()] == []
 
 
+async def test_a_full_disk_is_a_507_that_keeps_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(key: str, chunks: object, max_bytes: int) -> object:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(house.media, "receive", refuse)
+    picture = "data:image/gif;base64,R0lGODlhCAAIAIAAAP///wAAACwAAAAACAAIAAACB4SPqcvtXQA7"
+    async with house.client() as client:
+        answer = await client.post(f"/queue/{HQ}", json={"image_url": picture})
+    assert answer.status_code == 507
+    assert answer.json()["error_type"] == "insufficient_storage"
+    assert "make room" in answer.json()["detail"] and "device" not in answer.text
+    assert house.claim() is None
+    assert "Traceback" not in caplog.text
+
+
 async def test_what_no_one_expected_is_a_500_in_fals_shape_and_one_log_entry(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,7 +228,6 @@ async def test_no_secret_reaches_the_log_and_no_path_forges_a_line(
 
 
 async def test_a_cancelled_answer_has_a_reason_phrase(house: House) -> None:
-    from uvicorn.protocols.http import h11_impl, httptools_impl
+    from uvicorn.protocols.http import httptools_impl
 
     assert httptools_impl.STATUS_LINE[499] == b"HTTP/1.1 499 Client Closed Request\r\n"
-    assert h11_impl.STATUS_PHRASES[499] == b"Client Closed Request"

@@ -32,6 +32,7 @@ BROKEN = [
     (b"[" * 10_000, ["body"], "json_invalid"),
     (b'{"a":' * 10_000, ["body"], "json_invalid"),
     (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", ["body"], "json_invalid"),
+    (b'{"prompt": "x", "a": [' + b"[]," * 100_001 + b"[]]}", ["body"], "json_invalid"),
     (b"[]", ["body"], "dict_type"),
     (b'["prompt"]', ["body"], "dict_type"),
     (b"null", ["body"], "dict_type"),
@@ -243,6 +244,7 @@ async def test_a_data_uri_becomes_a_stored_file(house: House) -> None:
         "https://v3.fal.media",
         "https://v3b.fal.media:8443",
         "https://rebound.example/cdn",
+        "http://192.168.7.7:8000/cdn",
     ],
 )
 async def test_our_own_url_by_any_doors_name_becomes_its_file(house: House, origin: str) -> None:

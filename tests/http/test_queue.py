@@ -203,7 +203,7 @@ async def test_a_passed_start_deadline_is_a_504_that_says_whose_it_was(house: Ho
         request_id = answer.json()["request_id"]
         house.clock.advance(3)
         now = house.clock.now()
-        assert house.store.write_now(lambda conn: queue.expire_waiting(conn, now)) == [request_id]
+        assert house.store.write_now(lambda conn: queue.expire_waiting(conn, now, now)) == [request_id]
         status = await client.get(f"/queue/{TURBO}/requests/{request_id}/status")
         assert status.json()["error_type"] == "request_timeout"
         assert status.json()["metrics"] == {"inference_time": 0.0}
@@ -251,6 +251,24 @@ async def test_cancel_of_a_running_request_asks_the_worker(house: House) -> None
             answer = await client.put(f"/queue/{TURBO}/requests/{request_id}/cancel")
             assert (answer.status_code, answer.json()) == (202, {"status": "CANCELLATION_REQUESTED"})
     assert house.row(request_id).cancel_at is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "ending", "allowed"),
+    [
+        ("POST", "/cancel", "PUT"),
+        ("GET", "/cancel", "PUT"),
+        ("POST", "/status", "GET, HEAD"),
+        ("DELETE", "", "GET, HEAD"),
+    ],
+)
+async def test_a_request_asked_by_another_method_is_a_405_that_names_the_right_one(
+    house: House, method: str, ending: str, allowed: str
+) -> None:
+    path = f"/queue/{TURBO}/requests/{(await house.submit())['request_id']}{ending}"
+    async with house.client() as client:
+        answer = await client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
 
 
 async def test_another_keys_request_answers_the_same_bytes_as_an_unknown_one(house: House) -> None:

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Connection
 
 from stillmotion.errors import StoreUnavailable
+from stillmotion.store import queue
 from stillmotion.types import Failure, Request, State
 from tests.http.house import HQ, ROCKET, TEXT, TURBO, House
 
@@ -160,7 +161,7 @@ async def test_a_read_that_fails_meanwhile_does_not_make_the_client_submit_again
 
     async def unsteady(operation: Callable[[Connection], Any]) -> Any:
         nonlocal failures
-        if failures == 0 and operation.__qualname__.startswith("RunRoutes"):
+        if failures == 0 and operation.__qualname__.startswith("Watch"):
             failures += 1
             raise StoreUnavailable("busy")
         return await read(operation)
@@ -179,3 +180,36 @@ async def test_run_takes_get_and_post_only(house: House) -> None:
     assert answer.status_code == 405
     assert answer.headers["allow"] == "GET, POST"
     assert answer.json()["error_type"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize("path", [f"/run/{TEXT}", f"/run/{TEXT}/stream"])
+async def test_a_passed_start_deadline_answers_504_and_says_that_it_was_the_callers(
+    house: House, path: str
+) -> None:
+    async with house.client() as client:
+        deadline = {"X-Fal-Request-Timeout": "2.5"}
+        calling = asyncio.create_task(client.post(path, json=ROCKET, headers=deadline))
+        async with asyncio.timeout(DEADLINE_S):
+            await house.wakeup.wait("queue", DEADLINE_S)
+        house.clock.advance(3)
+        assert house.claim() is None
+        now, steady = house.clock.now(), house.clock.steady()
+        [late] = await house.store.write(lambda conn: queue.expire_waiting(conn, now, steady))
+        house.wakeup.notify(f"request:{late}")
+        answer = await calling
+    assert answer.status_code == 504
+    assert answer.headers["x-fal-request-timeout-type"] == "user"
+    assert answer.headers["x-fal-request-id"] == late
+    assert answer.json()["error_type"] == "request_timeout"
+
+
+async def test_a_stopping_server_sends_sync_calls_away_and_cancels_their_requests(house: House) -> None:
+    async with house.client() as client:
+        calling = asyncio.create_task(client.post(f"/run/{TEXT}", json=ROCKET))
+        async with asyncio.timeout(DEADLINE_S):
+            await house.wakeup.wait("queue", DEADLINE_S)
+        house.stopping.set()
+        answer = await calling
+    assert answer.status_code == 503
+    assert answer.json()["error_type"] == "server_stopping"
+    assert house.claim() is None

@@ -7,7 +7,9 @@ the owner of the data directory can reach.
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,9 @@ from stillmotion.cli.datadir import ADMIN_SOCKET, Lock
 from stillmotion.cli.listeners import socket_address
 from stillmotion.clock import Clock, SystemClock
 from stillmotion.errors import DataRefused, StillmotionError, StoreUnavailable, UserError
-from stillmotion.settings import DAY_S, Settings
+from stillmotion.http import wire
+from stillmotion.http.admin import LISTED
+from stillmotion.settings import Settings
 from stillmotion.signatures import SigningKeys
 from stillmotion.store import outbox
 from stillmotion.store.open import Store, open_store
@@ -31,59 +35,49 @@ if TYPE_CHECKING:
 Arguments = Mapping[str, Any]
 Answer = dict[str, Any]
 ANSWER_TIMEOUT_S = 60
-#: Most webhooks in one list.
-LISTED = 200
 
 
 def create_key(conn: Connection, arguments: Arguments, now: float) -> Answer:
-    days: float | None = arguments.get("days")
-    expires = None if days is None else now + days * DAY_S
     credential = keys.create_key(
-        conn, arguments["name"], now, concurrency=arguments.get("concurrency"), expires=expires
+        conn,
+        arguments["name"],
+        now,
+        admin=arguments.get("admin", False),
+        concurrency=arguments.get("concurrency"),
+        submits_per_minute=arguments.get("submits_per_minute"),
+        upload_bytes_per_day=arguments.get("upload_bytes_per_day"),
+        expires=arguments.get("expires"),
     )
     return {"key": credential}
 
 
 def list_keys(conn: Connection, arguments: Arguments, now: float) -> Answer:
-    return {
-        "keys": [
-            {
-                "id": key.id,
-                "name": key.name,
-                "concurrency": key.concurrency,
-                "created": key.created,
-                "expires": key.expires,
-                "revoked": key.revoked,
-            }
-            for key in keys.list_keys(conn)
-        ]
-    }
+    return {"keys": [asdict(key) for key in keys.list_keys(conn)]}
 
 
 def revoke_key(conn: Connection, arguments: Arguments, now: float) -> Answer:
     key_id: str = arguments["id"]
     if not keys.revoke_key(conn, key_id, now):
-        raise UserError(f"No key in force has the id {key_id!r}; `stillmotion keys list` shows them all.")
+        raise _no_key(key_id)
     return {}
+
+
+def rotate_key(conn: Connection, arguments: Arguments, now: float) -> Answer:
+    key_id: str = arguments["id"]
+    credential = keys.rotate_key(conn, key_id, now, overlap_s=arguments["overlap_s"])
+    if credential is None:
+        raise _no_key(key_id)
+    return {"key": credential}
+
+
+def _no_key(key_id: str) -> UserError:
+    return UserError(f"No key in force has the id {key_id!r}; `stillmotion keys list` shows them all.")
 
 
 def list_webhooks(conn: Connection, arguments: Arguments, now: float) -> Answer:
     undelivered = not arguments.get("all", False)
-    return {
-        "webhooks": [
-            {
-                "request": one.request_id,
-                "url": one.url,
-                "due": one.due,
-                "tries": one.tries,
-                "sending": one.lease_until is not None and one.lease_until > now,
-                "last_error": one.last_error,
-                "delivered": one.delivered,
-                "parked": one.parked,
-            }
-            for one in outbox.list_deliveries(conn, LISTED, undelivered=undelivered)
-        ]
-    }
+    found = outbox.list_deliveries(conn, LISTED, undelivered=undelivered)
+    return {"webhooks": [wire.delivery(one, now) for one in found]}
 
 
 def redeliver_webhook(conn: Connection, arguments: Arguments, now: float) -> Answer:
@@ -102,10 +96,20 @@ def rotate_webhook_key(conn: Connection, arguments: Arguments, now: float) -> An
     return {"signs_from": fresh.signs_from, "published": len(keys.published())}
 
 
+def back_up(store: Store, arguments: Arguments) -> Answer:
+    target = Path(arguments["target"])
+    try:
+        store.backup(target)
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(f"The database cannot be copied to {target}: {error}.") from error
+    return {}
+
+
 OPERATIONS: dict[str, Callable[[Connection, Arguments, float], Answer]] = {
     "keys.create": create_key,
     "keys.list": list_keys,
     "keys.revoke": revoke_key,
+    "keys.rotate": rotate_key,
     "webhooks.list": list_webhooks,
     "webhooks.redeliver": redeliver_webhook,
     "webhooks.rotate-key": rotate_webhook_key,
@@ -121,8 +125,7 @@ def perform(settings: Settings, operation: str, arguments: Arguments) -> Answer:
         store = open_store(settings.store_url)
         try:
             if operation == "backup":
-                store.backup(Path(arguments["target"]))
-                return {}
+                return back_up(store, arguments)
             now = SystemClock().now()
             return store.write_now(lambda conn: OPERATIONS[operation](conn, arguments, now))
         finally:
@@ -142,8 +145,7 @@ def build_admin(store: Store, clock: Clock) -> "Starlette":
         arguments = await request.json()
         try:
             if operation == "backup":
-                await asyncio.to_thread(store.backup, Path(arguments["target"]))
-                return JSONResponse({})
+                return JSONResponse(await asyncio.to_thread(back_up, store, arguments))
             if operation not in OPERATIONS:
                 raise UserError(f"The running server knows no operation {operation!r}; restart it to update.")
             work = OPERATIONS[operation]
@@ -174,9 +176,9 @@ def _ask_server(data_dir: Path, lock: Lock, operation: str, arguments: Arguments
             reply = client.post(f"http://admin/{operation}", content=json.dumps(arguments))
     except httpx.TransportError as error:
         raise DataRefused(silent) from error
+    if reply.status_code not in (200, 400):
+        raise StoreUnavailable(f"The running server answered {reply.status_code}; its log says why.")
     answer: Answer = reply.json()
     if reply.status_code == 400:
         raise UserError(answer["error"])
-    if reply.status_code != 200:
-        raise StoreUnavailable(f"The running server answered {reply.status_code}; its log says why.")
     return answer

@@ -11,6 +11,7 @@ from stillmotion import signatures
 from stillmotion.cli.admin import perform
 from stillmotion.cli.datadir import write_private
 from stillmotion.errors import UserError
+from stillmotion.media.store import INCOMING
 from stillmotion.settings import Settings
 
 DATABASE = "stillmotion.db"
@@ -25,18 +26,26 @@ def backup(settings: Settings, target: Path, media: bool) -> None:
         raise UserError(f"There is nothing to back up in {settings.data_dir}; choose with --data-dir.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} is not an empty folder; a backup never overwrites, choose another.")
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    perform(settings, "backup", {"target": str((target / DATABASE).absolute())})
-    (target / DATABASE).chmod(0o600)
-    for name in SECRETS:
-        secret = settings.data_dir / name
-        if secret.exists():
-            write_private(target / name, secret.read_bytes())
-    source = settings.data_dir / "media"
-    files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
-    (target / "media.txt").write_text("".join(f"{name}\n" for name in files))
-    if media and files:
-        shutil.copytree(source, target / "media")
+    try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        perform(settings, "backup", {"target": str((target / DATABASE).absolute())})
+        (target / DATABASE).chmod(0o600)
+        for name in SECRETS:
+            secret = settings.data_dir / name
+            if secret.exists():
+                write_private(target / name, secret.read_bytes())
+        source = settings.data_dir / "media"
+        files = sorted(
+            path.relative_to(source)
+            for path in source.rglob("*")
+            if path.is_file() and INCOMING not in path.parts
+        )
+        (target / "media.txt").write_text("".join(f"{name}\n" for name in files))
+        if media and files:
+            # Transfers under way come and go while we copy.
+            shutil.copytree(source, target / "media", ignore=shutil.ignore_patterns(INCOMING))
+    except OSError as error:
+        raise UserError(f"The backup in {target} is not whole: {error}. Remove it and try again.") from error
     print(f"Database and the names of {len(files)} media files are in {target}.")
     if media:
         print(f"The files are in {target / 'media'}; start a server from this copy with --data-dir {target}.")

@@ -3,9 +3,15 @@
 import fcntl
 import json
 import os
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sqlalchemy import Connection
+
+from stillmotion import keys
 from stillmotion.errors import DataRefused
 
 LOCK = "lock"
@@ -16,15 +22,26 @@ FIRST_KEY = "first-key"
 ANNOUNCEMENT = "server.json"
 
 
-def make_data_dir(data_dir: Path) -> None:
-    """Make the directory, closed to other users; it holds secrets."""
+@contextmanager
+def using(data_dir: Path) -> Generator[None]:
+    """Say of what the system refuses meanwhile that the directory cannot be used."""
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        data_dir.chmod(0o700)
+        yield
     except OSError as error:
         raise DataRefused(
-            f"Data directory {data_dir} cannot be used: {error.strerror}. Choose another with --data-dir."
+            f"Data directory {data_dir} cannot be used: {error.strerror} ({error.filename}). "
+            "Choose another with --data-dir."
         ) from error
+
+
+def open_lock(data_dir: Path) -> int:
+    """Make the directory, closed to other users as it holds secrets, and open its lock file."""
+    with using(data_dir):
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if data_dir.stat().st_mode & stat.S_ISVTX:
+            raise DataRefused(f"{data_dir} is shared by all users. Give the data a folder of its own.")
+        data_dir.chmod(0o700)
+        return os.open(data_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 class Lock:
@@ -36,8 +53,7 @@ class Lock:
 
     def take(self) -> bool:
         """Return False when another process holds it."""
-        make_data_dir(self._data_dir)
-        fd = os.open(self._data_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_lock(self._data_dir)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -66,8 +82,8 @@ class Announcement:
     pid: int
     http: str
     https: str | None
-    #: Path of the CA certificate clients of `https` must trust.
-    ca: str | None
+    #: Path of the CA certificate clients of `https` and of tunnels must trust.
+    ca: str
     admin: str
 
 
@@ -81,11 +97,26 @@ def announce(data_dir: Path, announcement: Announcement) -> None:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file only its owner can read, never readable to others for a moment."""
+    """Write a file only its owner can read, never readable to others for a moment; it is on disk then."""
     path.unlink(missing_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(data)
+        file.flush()
+        os.fsync(fd)
+
+
+def make_first_key(conn: Connection, data_dir: Path, now: float) -> str | None:
+    """Make a key and leave it in a file, unless there is one.
+
+    The file is written before the commit: a kill in between leaves a secret that the next start replaces,
+    never a key whose secret nobody has seen.
+    """
+    if keys.list_keys(conn):
+        return None
+    key = keys.create_key(conn, "first", now)
+    write_private(data_dir / FIRST_KEY, f"{key}\n".encode())
+    return key
 
 
 def read_announcement(data_dir: Path) -> Announcement | None:

@@ -4,6 +4,7 @@ It changes nothing and imports no torch here: torch is asked in a process of its
 """
 
 import json
+import os
 import shutil
 import socket
 import sqlite3
@@ -98,7 +99,11 @@ def check_memory(settings: Settings) -> Iterable[Finding]:
 
 
 def check_disk(settings: Settings) -> Iterable[Finding]:
-    place = next(folder for folder in (settings.data_dir, *settings.data_dir.parents) if folder.is_dir())
+    wanted = settings.data_dir.absolute()
+    place = next(path for path in (wanted, *wanted.parents) if path.exists())
+    if not (place.is_dir() and os.access(place, os.W_OK)):
+        yield Finding("disk", f"{place} is no folder this user may write to", "choose another --data-dir")
+        return
     free = shutil.disk_usage(place).free
     cure = None if free >= DISK_BYTES else "make 2 GiB room, or choose another --data-dir"
     yield Finding("disk", f"{free / GIB:.1f} GiB free at {place}", cure)

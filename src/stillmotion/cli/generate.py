@@ -53,6 +53,8 @@ def generate(
     given |= {"prompt": prompt} if image is None else {"image_url": _data_uri(image)}
     if not output.absolute().parent.is_dir():
         raise UserError(f"The folder {output.absolute().parent} is not there; make it or choose another -o.")
+    if output.is_dir() or not os.access(output.absolute().parent, os.W_OK):
+        raise UserError(f"Cannot write {output}: name a file, in a folder you may write to, with -o.")
     values = _settle(endpoint, given)
     profile, why, chosen = devices.choose(settings, engine)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -106,7 +108,7 @@ def _settle(endpoint: Endpoint, given: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"`{where}` is {given.get(where)!r}: {first['msg']}.") from error
+        raise UserError(f"`{where}` is {first['input']!r}: {first['msg']}.") from error
 
 
 def _picture(settings: Settings, image: Path, target: Path) -> Path:

@@ -5,16 +5,19 @@ import logging
 from collections.abc import Callable
 
 from stillmotion.clock import Clock
-from stillmotion.errors import StoreUnavailable
+from stillmotion.errors import DataRefused, StoreUnavailable
+from stillmotion.http.uploads import folder_of
 from stillmotion.media.store import MediaStore
 from stillmotion.settings import DAY_S, Settings
-from stillmotion.store.files import drop_files, expired_files, unnamed_films
+from stillmotion.store.files import drop_files, expired_files, unnamed_films, unrecorded
 from stillmotion.store.open import Store
-from stillmotion.store.retention import drop_old_requests
+from stillmotion.store.retention import drop_old_requests, drop_unstored_requests
 
 log = logging.getLogger(__name__)
 
 EVERY_S = 3600
+#: Some files live for a minute only.
+FILES_EVERY_S = 60
 #: Rows per transaction: others write in between.
 BATCH = 500
 
@@ -24,6 +27,9 @@ async def drop_expired_files(store: Store, media: MediaStore, now: float) -> int
     dropped = 0
     while files := await store.read(lambda conn: expired_files(conn, now, BATCH)):
         await media.delete([file.media_key for file in files])
+        for file in files:
+            # Parts of an abandoned upload, and what a crash left beside a complete one.
+            await media.delete_folder(folder_of(file.id))
         names = [file.id for file in files]
         await store.write(lambda conn, names=names: drop_files(conn, names))
         dropped += len(files)
@@ -41,8 +47,20 @@ async def drop_unnamed_films(store: Store, media: MediaStore) -> int:
     return dropped
 
 
-async def drop_requests(store: Store, before: float) -> int:
+async def drop_unrecorded_uploads(store: Store, media: MediaStore, before: float) -> int:
+    """Remove uploads written before a time and without a record: their server died before it wrote one."""
     dropped = 0
+    async for keys in media.keys("uploads", before=before):
+        orphans = await store.read(lambda conn, keys=keys: unrecorded(conn, keys))
+        await media.delete(orphans)
+        dropped += len(orphans)
+    return dropped
+
+
+async def drop_requests(store: Store, before: float, unstored_before: float) -> int:
+    dropped = 0
+    while batch := await store.write(lambda conn: drop_unstored_requests(conn, unstored_before, BATCH)):
+        dropped += batch
     while batch := await store.write(lambda conn: drop_old_requests(conn, before, BATCH)):
         dropped += batch
     return dropped
@@ -51,17 +69,24 @@ async def drop_requests(store: Store, before: float) -> int:
 async def keep_house(
     settings: Settings, store: Store, media: MediaStore, clock: Clock, renew_certificate: Callable[[], None]
 ) -> None:
-    """Do all of it now and every hour, until cancelled."""
+    """Do all of it now and every hour, and forget expired files every minute, until cancelled."""
+    due = clock.monotonic()
     while True:
         try:
             now = clock.now()
-            files = await drop_expired_files(store, media, now)
-            # Before their requests are forgotten, for only these tell whose they are.
-            files += await drop_unnamed_films(store, media)
-            requests = await drop_requests(store, now - settings.request_days * DAY_S)
+            files, requests = await drop_expired_files(store, media, now), 0
+            if clock.monotonic() >= due:
+                due = clock.monotonic() + EVERY_S
+                # Before their requests are forgotten, for only these tell whose they are.
+                files += await drop_unnamed_films(store, media)
+                # Bytes whose record may be in another database are left for as long as that would keep them.
+                orphaned_before = now - max(settings.upload_days, 1) * DAY_S
+                files += await drop_unrecorded_uploads(store, media, orphaned_before)
+                unstored_before = now - settings.unstored_result_s
+                requests = await drop_requests(store, now - settings.request_days * DAY_S, unstored_before)
+                await asyncio.to_thread(renew_certificate)
             if files or requests:
                 log.info("forgot files=%d requests=%d", files, requests)
-            await asyncio.to_thread(renew_certificate)
-        except (StoreUnavailable, OSError) as error:
-            log.warning("housekeeping waits an hour: %s", error)
-        await asyncio.sleep(EVERY_S)
+        except (StoreUnavailable, DataRefused, OSError) as error:
+            log.warning("housekeeping was cut short: %s", error)
+        await asyncio.sleep(FILES_EVERY_S)

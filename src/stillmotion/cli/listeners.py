@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import uvicorn
 
 from stillmotion.errors import UserError
+from stillmotion.http.connection import Connection
 
 #: Clients that poll keep their connection; most proxies close idle ones after 60 s, so we close later.
 KEEP_ALIVE_S = 75
@@ -29,9 +31,10 @@ def bind_tcp(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it cannot be a host name"
         raise UserError(
-            f"Host {host!r} is no address of this machine: {error.strerror}. "
+            f"Host {host!r} is no address of this machine: {reason}. "
             "Use 127.0.0.1 for this machine alone, 0.0.0.0 for every network."
         ) from error
     bound = socket.socket(family, kind, protocol)
@@ -75,12 +78,17 @@ def socket_address(path: Path) -> Generator[str]:
 
 
 class Listener(uvicorn.Server):
-    """One ASGI app on one bound socket, until `should_exit` is set."""
+    """One ASGI app on one bound socket, until `should_exit` is set; `http` makes what reads a connection."""
 
-    def __init__(self, app: Any, bound: socket.socket, **options: Any) -> None:
+    def __init__(
+        self, app: Any, bound: socket.socket, http: Any = Connection, tls: ssl.SSLContext | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
+                http=http,
+                ssl_context_factory=None if tls is None else lambda config, default: tls,
+                ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -89,7 +97,6 @@ class Listener(uvicorn.Server):
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=CLOSE_GRACE_S,
-                **options,
             )
         )
         self._bound = bound
@@ -114,4 +121,7 @@ class Listener(uvicorn.Server):
 
 def quiet_uvicorn() -> None:
     """Keep uvicorn's start and stop chatter out of our log; its warnings stay."""
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    server = logging.getLogger("uvicorn.error")
+    server.setLevel(logging.WARNING)
+    # A stream that fails breaks off on purpose; its request's own line says why.
+    server.addFilter(lambda record: record.msg != "ASGI callable returned without completing response.")

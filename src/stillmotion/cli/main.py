@@ -6,6 +6,7 @@ never imported in this process.
 
 import sys
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -312,6 +313,27 @@ def settings(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
 
 @app.command()
+def env(data_dir: DataDir = None) -> None:
+    """Print the shell lines that lead fal's clients to the running server, and what they do not reach."""
+    from stillmotion.cli.env import show
+    from stillmotion.settings import shell_environment
+
+    show(_settings(data_dir), shell_environment())
+
+
+@app.command()
+def run(
+    command: Annotated[list[str], typer.Argument(help="The program and its words, after --.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Run a program whose every call to fal's hosts ends at the running server, uploads included."""
+    from stillmotion.cli.run import run
+    from stillmotion.settings import shell_environment
+
+    raise typer.Exit(run(_settings(data_dir), command, shell_environment()))
+
+
+@app.command()
 def backup(
     target: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
     data_dir: DataDir = None,
@@ -331,6 +353,10 @@ def _settings(data_dir: Path | None) -> Any:
 
 def main() -> None:
     """Run the command line; what is foreseen is one line on stderr, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # Where a terminal has no dash or ellipsis, a question mark will do.
+            stream.reconfigure(errors="replace")
     try:
         app()
     except StillmotionError as error:

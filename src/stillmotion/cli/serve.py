@@ -13,14 +13,14 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import uvloop
 
-from stillmotion import __version__, keys
+from stillmotion import __version__
 from stillmotion.cli import devices
 from stillmotion.cli.admin import build_admin
 from stillmotion.cli.datadir import (
@@ -30,7 +30,8 @@ from stillmotion.cli.datadir import (
     Announcement,
     Lock,
     announce,
-    write_private,
+    make_first_key,
+    using,
 )
 from stillmotion.cli.housekeeping import keep_house
 from stillmotion.cli.listeners import Listener, bind_tcp, bind_unix, quiet_uvicorn
@@ -38,16 +39,19 @@ from stillmotion.clock import SystemClock
 from stillmotion.errors import DataRefused
 from stillmotion.http import wire
 from stillmotion.http.app import build_app
-from stillmotion.http.doors import FAL_HOSTS, is_loopback
+from stillmotion.http.connect import TunnelConnection
+from stillmotion.http.doors import PLANES, is_loopback
 from stillmotion.http.site import Site
 from stillmotion.media.signing import UploadSigner, load_secret
 from stillmotion.media.store import MediaStore, open_media
-from stillmotion.net.tls import TlsFiles, ensure_certificates
+from stillmotion.net.guard import AllowList
+from stillmotion.net.tls import LiveCertificate
 from stillmotion.settings import Settings
 from stillmotion.signatures import SigningKeys
 from stillmotion.store import outbox
 from stillmotion.store.open import Store, open_store
 from stillmotion.store.queue import cancel_abandoned, requeue_running
+from stillmotion.tokens import TokenSigner
 from stillmotion.wakeup import Wakeup
 from stillmotion.webhooks import Sender, Spelling
 from stillmotion.work.worker import Worker
@@ -69,6 +73,8 @@ class House:
     sender: Sender
     clock: SystemClock
     app: Any
+    #: Tells calls that still wait that nobody will finish their requests.
+    stopping: asyncio.Event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +98,9 @@ def serve(settings: Settings, engine: str) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("stillmotion").setLevel(logging.INFO)
     quiet_uvicorn()
+    for words in (settings.fetch_allow, settings.webhook_allow):
+        # Told now, not by the first request that needs it.
+        AllowList.parse(words)
     lock = Lock(settings.data_dir)
     if not lock.take():
         raise DataRefused(
@@ -102,6 +111,9 @@ def serve(settings: Settings, engine: str) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(settings, engine, began))
     finally:
+        # Before the lock is free: after it these may be another server's.
+        for left in (ADMIN_SOCKET, ANNOUNCEMENT):
+            (settings.data_dir / left).unlink(missing_ok=True)
         lock.release()
 
 
@@ -114,7 +126,8 @@ async def _serve(settings: Settings, engine: str, began: float) -> int:
     )
     store = await asyncio.to_thread(open_store, settings.store_url)
     try:
-        house = await _open_house(settings, store, profile.name, chosen, engine)
+        with using(settings.data_dir):
+            house = await _open_house(settings, store, profile.name, chosen, engine)
         print(f"Stillmotion {__version__}")
         print(f"  URL      {sockets.url('http', sockets.http)}")
         if sockets.https is not None:
@@ -161,11 +174,13 @@ async def _open_house(
         devices=chosen,
         engine=engine,
     )
+    secret = load_secret(settings.data_dir)
     site = Site(
         settings=settings,
         store=store,
         media=media,
-        signer=UploadSigner(load_secret(settings.data_dir)),
+        signer=UploadSigner(secret),
+        tokens=TokenSigner(secret),
         signatures=signatures,
         clock=clock,
         wakeup=wakeup,
@@ -189,38 +204,41 @@ async def _open_house(
         sender=sender,
         clock=clock,
         app=build_app(site),
+        stopping=site.stopping,
     )
 
 
 async def _tell_first_key(house: House) -> None:
     """On the first start make a key: shown to a person, else left in a file only its owner reads."""
-    now = house.clock.now()
-    key = await house.store.write(
-        lambda conn: None if keys.list_keys(conn) else keys.create_key(conn, "first", now)
-    )
+    now, data_dir = house.clock.now(), house.settings.data_dir
+    key = await house.store.write(lambda conn: make_first_key(conn, data_dir, now))
     if key is None:
         return
+    path = data_dir / FIRST_KEY
     if sys.stdout.isatty():
-        print(f"  key      {key}  (made now, shown this once)")
-        return
-    path = house.settings.data_dir / FIRST_KEY
-    write_private(path, f"{key}\n".encode())
-    print(f"  key      made now, in {path}")
+        print(f"  key      {key}  (made now, shown this once)", flush=True)
+        path.unlink()
+    else:
+        print(f"  key      made now, in {path}")
 
 
 async def _run(house: House, sockets: Sockets, began: float) -> None:
     """Answer and work until the worker has ended, which a signal brings about."""
-    https, renew = _https_listener(house, sockets)
+    names = [*PLANES, *house.settings.tls_name]
+    certificate = await asyncio.to_thread(LiveCertificate, house.settings.data_dir, names, house.clock)
     listeners = [
-        Listener(house.app, sockets.http),
+        Listener(house.app, sockets.http, http=partial(TunnelConnection, context=certificate.context)),
         Listener(build_admin(house.store, house.clock), sockets.admin),
-        *([https] if https is not None else []),
     ]
+    if sockets.https is not None:
+        listeners.append(Listener(house.app, sockets.https, tls=certificate.context))
     serving = [asyncio.create_task(listener.run_until_told()) for listener in listeners]
     working = asyncio.create_task(house.worker.run())
     aside = [
         asyncio.create_task(house.sender.run()),
-        asyncio.create_task(keep_house(house.settings, house.store, house.media, house.clock, renew)),
+        asyncio.create_task(
+            keep_house(house.settings, house.store, house.media, house.clock, certificate.renew)
+        ),
         asyncio.create_task(_tell_when_up(house, sockets, listeners, began)),
     ]
     for task in aside:
@@ -235,11 +253,10 @@ async def _run(house: House, sockets: Sockets, began: float) -> None:
     finally:
         for task in aside:
             task.cancel()
+        house.stopping.set()
         for listener in listeners:
             listener.should_exit = True
         results = await asyncio.gather(working, *serving, *aside, return_exceptions=True)
-        for left in (ADMIN_SOCKET, ANNOUNCEMENT):
-            (house.settings.data_dir / left).unlink(missing_ok=True)
     for result in results:
         if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
             raise result
@@ -249,28 +266,6 @@ def _tell_failure(task: asyncio.Task[None]) -> None:
     """Log at once what ended a task nobody waits for; the server goes on, and exits with it in the end."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("a task beside the server ended", exc_info=error)
-
-
-def _https_listener(house: House, sockets: Sockets) -> tuple[Listener | None, Callable[[], None]]:
-    """Make the TLS listener, and what renews its certificate without a restart."""
-    if sockets.https is None:
-        return None, lambda: None
-    files = _certificates(house)
-    listener = Listener(house.app, sockets.https, ssl_certfile=str(files.cert), ssl_keyfile=str(files.key))
-
-    def renew() -> None:
-        files = _certificates(house)
-        context = listener.config.ssl
-        if context is not None:
-            # Handshakes from here on use it; open connections keep the old one.
-            context.load_cert_chain(files.cert, files.key)
-
-    return listener, renew
-
-
-def _certificates(house: House) -> TlsFiles:
-    names = [*FAL_HOSTS, *house.settings.tls_name]
-    return ensure_certificates(house.settings.data_dir, names, house.clock.now())
 
 
 def _obey_signals(worker: Worker) -> None:
@@ -302,7 +297,7 @@ async def _tell_when_up(house: House, sockets: Sockets, listeners: list[Listener
             pid=os.getpid(),
             http=sockets.url("http", sockets.http),
             https=https,
-            ca=None if https is None else str(data_dir / "tls" / "ca.pem"),
+            ca=str(data_dir / "tls" / "ca.pem"),
             admin=str(data_dir / ADMIN_SOCKET),
         ),
     )

@@ -1,7 +1,7 @@
 """`stillmotion settings`: every setting, its value and where that came from."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from urllib.parse import urlsplit, urlunsplit
 
 from rich.console import Console
@@ -11,7 +11,7 @@ from stillmotion.settings import Origin, describe_settings, load_settings
 
 
 def show(as_json: bool) -> None:
-    rows = [_without_password(row) for row in describe_settings(load_settings({}), {})]
+    rows = [_without_secret(row) for row in describe_settings(load_settings({}), {})]
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return
@@ -21,10 +21,12 @@ def show(as_json: bool) -> None:
     Console(width=None if Console().is_terminal else 200).print(table)
 
 
-def _without_password(row: Origin) -> Origin:
-    """Hide the password of a database URL: this output lands in bug reports."""
+def _without_secret(row: Origin) -> Origin:
+    """Hide the password of a database URL and the secret of a key: this output lands in bug reports."""
+    if row.unit == "key" and row.value:
+        return replace(row, value=f"{row.value.partition(':')[0]}:***")
     parts = urlsplit(row.value) if "://" in row.value else None
     if parts is None or parts.password is None:
         return row
     hidden = parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@"))
-    return Origin(row.name, urlunsplit(hidden), row.default, row.unit, row.source, row.description)
+    return replace(row, value=urlunsplit(hidden))

@@ -3,13 +3,12 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from stillmotion.cli.admin import perform
+from stillmotion.cli.tables import print_table
 from stillmotion.settings import Settings
-
-PIPED_WIDTH = 400
 
 
 def show(settings: Settings, delivered: bool) -> None:
@@ -17,12 +16,10 @@ def show(settings: Settings, delivered: bool) -> None:
     for one in perform(settings, "webhooks.list", {"all": delivered})["webhooks"]:
         # What stands in the query may be a secret of the receiver.
         receiver = one["url"].partition("?")[0]
-        table.add_row(one["request"], receiver, str(one["tries"]), _state(one), one["last_error"] or "–")
-    console = Console()
-    if not console.is_terminal:
-        # One line each for other programs; a terminal wraps to its own width.
-        console.width = PIPED_WIDTH
-    console.print(table)
+        table.add_row(
+            one["request"], escape(receiver), str(one["tries"]), _state(one), one["last_error"] or "–"
+        )
+    print_table(table)
 
 
 def redeliver(settings: Settings, request_id: str) -> None:

@@ -47,14 +47,6 @@ class Endpoint:
         return app_of(self.id)
 
     @property
-    def takes_prompt(self) -> bool:
-        return "prompt" in self.Input.model_fields
-
-    @property
-    def takes_picture(self) -> bool:
-        return "image_url" in self.Input.model_fields
-
-    @property
     def example(self) -> dict[str, Any]:
         """An input to try, from the examples of the required fields."""
         return {

@@ -1,5 +1,7 @@
 """Answers, and the one exception that carries one: everything a route refuses is a `Refusal`."""
 
+import errno
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,9 +9,20 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from stillmotion.errors import InputRefused, StillmotionError, StoreUnavailable
+from stillmotion.errors import (
+    IdempotencyReused,
+    InputRefused,
+    LimitReached,
+    StillmotionError,
+    StoreUnavailable,
+)
 from stillmotion.http import wire
 from stillmotion.types import Failure
+
+log = logging.getLogger("stillmotion.http")
+
+#: How the system says that a disk is full, over its quota or read-only.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 class Json(Response):
@@ -40,6 +53,14 @@ class BadInput(StillmotionError):
         self.body = body
 
 
+class Instead(StillmotionError):
+    """The call gets this answer, whatever its route was about to send."""
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__("answered otherwise")
+        self.answer = answer
+
+
 class Unknown(StillmotionError):
     """There is no such request for this caller; someone else's answers the same bytes."""
 
@@ -65,6 +86,11 @@ async def answer_refusal(request: Request, error: Exception) -> Response:
     return failed(error.failure, error.headers)
 
 
+async def answer_instead(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Instead)
+    return error.answer
+
+
 async def answer_unknown(request: Request, error: Exception) -> Response:
     return Json(wire.NOT_FOUND, 404, headers={"x-fal-error-type": "not_found"})
 
@@ -76,7 +102,16 @@ async def answer_input(request: Request, error: Exception) -> Response:
 
 async def answer_bad_input(request: Request, error: Exception) -> Response:
     assert isinstance(error, BadInput)
-    return Json(error.body, 422, headers={"x-fal-retryable": "false"})
+    return Json(error.body, 422, headers=wire.input_headers(error.body))
+
+
+async def answer_limit(request: Request, error: Exception) -> Response:
+    assert isinstance(error, LimitReached)
+    return failed(error.failure, {"Retry-After": str(error.retry_after_s)})
+
+
+async def answer_idempotency(request: Request, error: Exception) -> Response:
+    return await answer_bad_input(request, BadInput(wire.idempotency_reused()))
 
 
 async def answer_store(request: Request, error: Exception) -> Response:
@@ -90,6 +125,16 @@ async def answer_store(request: Request, error: Exception) -> Response:
     )
 
 
+async def answer_disk(request: Request, error: Exception) -> Response:
+    """Answer for a disk that takes nothing more; any other error of the system is one of ours."""
+    assert isinstance(error, OSError)
+    if error.errno not in FULL:
+        raise error
+    log.error("%s: the media store takes nothing more", error.strerror)
+    reason = "The server's disk takes nothing more, nothing of the call was kept; its operator must make room"
+    return failed(Failure(status=507, kind="insufficient_storage", message=reason))
+
+
 async def answer_http(request: Request, error: Exception) -> Response:
     """Answer what Starlette's router itself refuses: an unknown path or method."""
     assert isinstance(error, HTTPException)
@@ -101,9 +146,13 @@ async def answer_http(request: Request, error: Exception) -> Response:
 #: For Starlette: which exception becomes which answer.
 ANSWERS = {
     Refusal: answer_refusal,
+    Instead: answer_instead,
     Unknown: answer_unknown,
     InputRefused: answer_input,
     BadInput: answer_bad_input,
+    LimitReached: answer_limit,
+    IdempotencyReused: answer_idempotency,
     StoreUnavailable: answer_store,
+    OSError: answer_disk,
     HTTPException: answer_http,
 }

@@ -4,8 +4,9 @@ import itertools
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from uvicorn.protocols.http import h11_impl, httptools_impl
+from uvicorn.protocols.http import httptools_impl
 
+from stillmotion.http.admin import AdminRoutes
 from stillmotion.http.answers import ANSWERS
 from stillmotion.http.callers import Callers
 from stillmotion.http.doors import FAL_HOSTS, Doors
@@ -13,11 +14,17 @@ from stillmotion.http.edge import AccessLog, Cors, LastResort, RequestIds
 from stillmotion.http.files import FileRoutes
 from stillmotion.http.health import HealthRoutes
 from stillmotion.http.jwks import JwksRoutes
+from stillmotion.http.multipart import MultipartRoutes
+from stillmotion.http.openapi import DocumentRoutes
 from stillmotion.http.page import PageRoutes
+from stillmotion.http.proxy import ProxyRoutes
 from stillmotion.http.queue import QueueRoutes
 from stillmotion.http.run import RunRoutes
 from stillmotion.http.site import Site
 from stillmotion.http.storage import StorageRoutes
+from stillmotion.http.streams import StreamRoutes
+from stillmotion.http.tokens import TokenRoutes
+from stillmotion.http.uploads import Uploads
 
 __all__ = ["FAL_HOSTS", "Site", "build_app"]
 
@@ -25,14 +32,21 @@ __all__ = ["FAL_HOSTS", "Site", "build_app"]
 def build_app(site: Site) -> Starlette:
     name_status_499()
     callers = Callers(site)
+    uploads = Uploads(site)
     rooms = (
         HealthRoutes(site),
         PageRoutes(site),
+        DocumentRoutes(site),
+        StreamRoutes(site, callers),
         QueueRoutes(site, callers),
         RunRoutes(site, callers),
-        StorageRoutes(site, callers),
+        TokenRoutes(site, callers),
+        StorageRoutes(site, callers, uploads),
+        MultipartRoutes(site, callers, uploads),
         JwksRoutes(site),
-        FileRoutes(site),
+        AdminRoutes(site, callers),
+        FileRoutes(site, callers),
+        ProxyRoutes(site),
     )
     app = Starlette(
         routes=list(itertools.chain.from_iterable(room.routes for room in rooms)),
@@ -51,6 +65,4 @@ def build_app(site: Site) -> Starlette:
 
 def name_status_499() -> None:
     """Give 499 its reason phrase: Python's table has none, and JS clients show the phrase as the message."""
-    phrase = b"Client Closed Request"
-    httptools_impl.STATUS_LINE[499] = b"HTTP/1.1 499 " + phrase + b"\r\n"
-    h11_impl.STATUS_PHRASES[499] = phrase
+    httptools_impl.STATUS_LINE[499] = b"HTTP/1.1 499 Client Closed Request\r\n"

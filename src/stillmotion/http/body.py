@@ -9,6 +9,9 @@ from starlette.requests import ClientDisconnect, Request
 from stillmotion.errors import InputRefused
 from stillmotion.http.answers import Refusal
 
+#: Values in a body, by its commas: millions of tiny ones would hold up everyone while they are made.
+MOST_VALUES = 100_000
+
 
 async def read_json(request: Request, max_bytes: int) -> Any:
     """Parse the body, whatever its content type says; no body at all is an empty object.
@@ -19,6 +22,8 @@ async def read_json(request: Request, max_bytes: int) -> Any:
     body = await read_body(request, max_bytes)
     if not body.strip():
         return {}
+    if body.count(b",") > MOST_VALUES:
+        raise InputRefused(f"The body holds more than {MOST_VALUES:,} values", kind="json_invalid")
     try:
         # This parser knows no NaN, no lone surrogate and no nesting deep enough to hurt.
         return from_json(body, allow_inf_nan=False)

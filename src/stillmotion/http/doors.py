@@ -1,8 +1,8 @@
 """Which of fal's hosts a call is meant for, and what its answers call themselves.
 
 A sync run and a queue submit are byte-identical; only the host tells them apart. Callers reach us by path
-(`/queue/…`) or by one of fal's names in the Host header. The second form is rewritten to the first here,
-so every route has one address: three ways in, one set of handlers. Never redirects.
+(`/queue/…`) or by one of fal's names in the Host header. The second form is rewritten to the first here, the
+third, a target named in a header, in `proxy`: three ways in, one set of handlers. Never redirects.
 """
 
 import re
@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillmotion.http.answers import Refusal, failed
+from stillmotion.http.edge import notes_of
 from stillmotion.settings import Settings
 from stillmotion.types import Bases
 
@@ -32,6 +33,7 @@ class Plane(StrEnum):
     QUEUE = "queue"
     REST = "rest"
     CDN = "cdn"
+    SITE = "site"
 
 
 #: Every host name fal's clients are built with, the backup domains too.
@@ -46,14 +48,18 @@ FAL_HOSTS: dict[str, Plane] = {
     "v3b.fal.media": Plane.CDN,
     "fal.media": Plane.CDN,
 }
+#: Those, and fal's web site, where no client calls but programs look for schemas: led here by choice only.
+PLANES = {**FAL_HOSTS, "fal.ai": Plane.SITE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
     """How a call came in."""
 
-    #: `http://127.0.0.1:8000`, or the public URL.
+    #: What our answers call this server: `reached`, or the public URL.
     origin: str
+    #: `http://127.0.0.1:8000`, as the caller spelled it.
+    reached: str
     #: Lower case, without port.
     host: str
     bases: Bases
@@ -62,6 +68,14 @@ class Door:
 def door_of(request: Request) -> Door:
     door: Door = request.scope[_KEY]
     return door
+
+
+def through(scope: Scope, door: Door, path: str) -> Scope:
+    """Return the scope of a call that came in by `door` and is meant for our own `path`."""
+    # Both spellings are one address: some clients end theirs in a slash, and none follows redirects well.
+    path = path.removesuffix("/") or "/"
+    notes_of(Request(scope)).path = path
+    return {**scope, "path": path, _KEY: door}
 
 
 def is_loopback(name: str) -> bool:
@@ -90,7 +104,7 @@ class Doors:
         self.public_url = (settings.public_url or "").rstrip("/")
         self.proxies = [ip_network(word, strict=False) for word in settings.trusted_proxies]
         #: None: bound to the outside, where any name may lead here.
-        self.accepted = local_names(settings) | FAL_HOSTS.keys() if is_loopback(settings.host) else None
+        self.accepted = local_names(settings) | PLANES.keys() if is_loopback(settings.host) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,7 +119,7 @@ class Doors:
 
     def enter(self, scope: Scope) -> Scope:
         headers = Headers(scope=scope)
-        host = headers.get("host", "localhost")
+        host = ",".join(headers.getlist("host") or ["localhost"])
         scheme = scope["scheme"]
         name, _ = _split_host(host)
         # Against DNS rebinding: a page that points its own name at 127.0.0.1 still sends that name.
@@ -123,19 +137,21 @@ class Doors:
             scheme = headers.get("x-forwarded-proto", scheme).rpartition(",")[2].strip()
             if scheme not in ("http", "https"):
                 raise Refusal(400, "bad_request", "X-Forwarded-Proto must be http or https")
+            caller = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+            if caller:
+                scope = {**scope, "client": (caller, 0)}
         name, port = _split_host(host)
         path = scope["path"]
-        plane = FAL_HOSTS.get(name)
+        plane = PLANES.get(name)
+        reached = f"{scheme}://{host}"
         if plane is None:
-            origin = self.public_url or f"{scheme}://{host}"
+            origin = self.public_url or reached
             bases = Bases(queue=f"{origin}/queue", files=f"{origin}/cdn")
         else:
-            origin = f"{scheme}://{host}"
+            origin = reached
             bases = Bases(queue=f"https://queue.fal.run{port}", files=f"https://v3.fal.media{port}")
             path = f"/{plane}{path}"
-        # Both spellings are one address: some clients end theirs in a slash, and none follows redirects well.
-        path = path.removesuffix("/") or "/"
-        return {**scope, "path": path, _KEY: Door(origin=origin, host=name, bases=bases)}
+        return through(scope, Door(origin=origin, reached=reached, host=name, bases=bases), path)
 
 
 def _split_host(host: str) -> tuple[str, str]:

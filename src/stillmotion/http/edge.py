@@ -25,18 +25,20 @@ _NOTES = "stillmotion.notes"
 _ALLOWED_HEADERS = (
     "authorization, content-type, accept, range, if-none-match, if-range, x-fal-target-url, "
     "x-fal-queue-priority, x-fal-request-timeout, x-fal-runner-hint, x-fal-object-lifecycle, "
-    "x-fal-object-lifecycle-preference, x-fal-store-io, x-fal-no-retry, x-fal-file-name"
+    "x-fal-object-lifecycle-preference, x-fal-store-io, x-fal-no-retry, x-fal-file-name, idempotency-key"
 )
-_CORS = {
+CORS = {
     "access-control-allow-origin": "*",
     "access-control-expose-headers": (
         "x-fal-request-id, x-fal-error-type, x-fal-request-timeout-type, x-fal-billable-units, "
-        "x-stillmotion-fingerprint, etag, content-range, accept-ranges"
+        "x-fal-retryable, x-fal-needs-retry, x-stillmotion-fingerprint, retry-after, etag, content-range, "
+        "content-length, content-disposition, accept-ranges, expires, last-modified"
     ),
 }
 _PREFLIGHT = {
     "access-control-allow-methods": "GET, HEAD, POST, PUT, DELETE, OPTIONS",
     "access-control-max-age": "86400",
+    "vary": "access-control-request-headers",
 }
 
 
@@ -47,6 +49,8 @@ class Notes:
     key_id: str = "-"
     #: True for calls worth only DEBUG, as polls are.
     quiet: bool = False
+    #: Our own path, which tells by a call's host or target what it is for.
+    path: str | None = None
 
 
 def notes_of(request: Request) -> Notes:
@@ -85,7 +89,7 @@ class AccessLog:
                 "%s method=%s path=%s status=%d ms=%.1f key=%s",
                 request_id,
                 scope["method"],
-                quote(scope["path"][:500], safe="/:@"),
+                quote((notes.path or scope["path"])[:500], safe="/:@"),
                 status,
                 (self.clock.monotonic() - began) * 1000,
                 notes.key_id,
@@ -124,12 +128,12 @@ class Cors:
             # Preflights carry no key, so they are answered before anyone asks for one.
             asked = Headers(scope=scope).get("access-control-request-headers")
             allowed = {"access-control-allow-headers": asked or _ALLOWED_HEADERS}
-            await Response(status_code=204, headers=_CORS | _PREFLIGHT | allowed)(scope, receive, send)
+            await Response(status_code=204, headers=CORS | _PREFLIGHT | allowed)(scope, receive, send)
             return
 
         async def shared(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_CORS)
+                MutableHeaders(scope=message).update(CORS)
             await send(message)
 
         await self.app(scope, receive, shared)

@@ -10,28 +10,32 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from stillmotion.http.answers import Refusal
+from stillmotion.http.callers import Callers
+from stillmotion.http.lifecycle import access_to
 from stillmotion.http.pictures import is_available
 from stillmotion.http.site import Site
 from stillmotion.media.types import is_inline_safe
 from stillmotion.store.files import get_file
-from stillmotion.types import FileRecord
+from stillmotion.types import Access, FileRecord
 
-_FILE_ID = re.compile(r"[0-9a-f]{32}")
+FILE_ID = re.compile(r"[0-9a-f]{32}")
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 class FileRoutes:
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, callers: Callers) -> None:
         self.site = site
+        self.callers = callers
         self.routes = [Route("/cdn/files/{file_id}/{name}", self.download, methods=["GET", "HEAD"])]
 
     async def download(self, call: HttpRequest) -> Response:
         file_id: str = call.path_params["file_id"]
         record = None
-        if _FILE_ID.fullmatch(file_id):
+        if FILE_ID.fullmatch(file_id):
             record = await self.site.store.read(lambda conn: get_file(conn, file_id))
         if record is None or not is_available(record, self.site.clock.now()):
             raise _no_file()
+        await self._check_access(call, record)
         headers = describe_file(record)
         if _names(call.headers.get("if-none-match"), headers["etag"]):
             return Response(status_code=304, headers=headers)
@@ -47,6 +51,20 @@ class FileRoutes:
             return Response(headers=headers)
         body = await self._open(record, start, end)
         return StreamingResponse(body, status_code=206 if part else 200, headers=headers)
+
+    async def _check_access(self, call: HttpRequest, record: FileRecord) -> None:
+        if record.acl is None:
+            return
+        try:
+            caller = await self.callers.identify(call, "this file")
+        except Refusal:
+            # Told that its key is wrong, a stranger would learn that a hidden file is there.
+            caller = None
+        access = access_to(record, caller)
+        if access is Access.HIDE:
+            raise _no_file()
+        if access is Access.FORBID:
+            raise Refusal(403, "forbidden", "The owner of this file does not let this caller read it")
 
     async def _open(self, record: FileRecord, start: int, end: int) -> AsyncIterator[bytes]:
         """Read the first block before any header goes out, so that lost bytes are a 404, not a broken 200."""
@@ -83,6 +101,8 @@ def describe_file(record: FileRecord) -> dict[str, str]:
         ),
         "cross-origin-resource-policy": "cross-origin",
     }
+    if record.acl is not None:
+        headers["cache-control"] = "private"
     if record.expires is not None:
         headers["expires"] = formatdate(record.expires, usegmt=True)
     return headers

@@ -1,6 +1,5 @@
 """The front page: what runs here and how to call it, generated from the endpoints themselves."""
 
-import json
 from html import escape
 from typing import Any
 
@@ -11,6 +10,7 @@ from starlette.routing import Route
 from stillmotion.endpoints import ENDPOINTS, Endpoint
 from stillmotion.http.doors import Door, door_of
 from stillmotion.http.site import Site
+from stillmotion.http.snippets import snippets
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --accent: #c2410c; }
@@ -29,38 +29,6 @@ th { font-weight: 600; } td:first-child { white-space: nowrap; }
 summary { cursor: pointer; margin-top: 1rem; }
 @media (prefers-color-scheme: dark) { :root { --accent: #fb923c; } }
 """
-
-_PYTHON = """\
-import os
-os.environ["FAL_QUEUE_RUN_HOST"] = "{host}/queue"   # fal_client always speaks HTTPS: use the TLS port
-os.environ["FAL_RUN_HOST"] = "{host}/run"
-import fal_client                                   # reads FAL_KEY and, for our CA, SSL_CERT_FILE
-
-result = fal_client.subscribe("{endpoint}", arguments={example}, with_logs=True)
-print(result["video"]["url"])"""
-
-_JAVASCRIPT = """\
-import * as fal from "@fal-ai/serverless-client";
-
-fal.config({{
-  credentials: process.env.FAL_KEY,
-  requestMiddleware: async (request) => ({{
-    ...request,
-    url: request.url
-      .replace("https://queue.fal.run", "{origin}/queue")
-      .replace("https://fal.run", "{origin}/run")
-      .replace("https://rest.alpha.fal.ai", "{origin}/rest"),
-  }}),
-}});
-const result = await fal.subscribe("{endpoint}", {{ input: {example}, logs: true }});
-console.log(result.video.url);"""
-
-_CURL = """\
-curl {origin}/queue/{endpoint} -H "Authorization: Key $FAL_KEY" \\
-  -H "Content-Type: application/json" -d '{example}'      # answers a status_url and a response_url
-
-curl {origin}/run/{endpoint} -H "Authorization: Key $FAL_KEY" \\
-  -H "Content-Type: application/json" -d '{example}'      # waits for the film"""
 
 
 class PageRoutes:
@@ -95,17 +63,10 @@ class PageRoutes:
 
 def _snippets(door: Door, tls_port: int | None) -> str:
     endpoint = next(iter(ENDPOINTS.values()))
-    secure, _, host = door.origin.partition("://")
-    facts = {
-        "origin": door.origin,
-        "host": host if secure == "https" else f"{door.host}:{tls_port or 'TLS_PORT'}",
-        "endpoint": endpoint.id,
-        "example": json.dumps(endpoint.example),
-    }
     return "".join(
         f"<details{' open' if name == 'curl' else ''}><summary>{name}</summary>"
-        f"<pre>{escape(template.format(**facts))}</pre></details>"
-        for name, template in (("curl", _CURL), ("JavaScript", _JAVASCRIPT), ("Python", _PYTHON))
+        f"<pre>{escape(snippet)}</pre></details>"
+        for name, snippet in snippets(endpoint, door, tls_port).items()
     )
 
 

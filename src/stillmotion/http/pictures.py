@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from stillmotion import ids
 from stillmotion.errors import InputRefused
 from stillmotion.http.doors import FAL_HOSTS, Door, Plane, local_names
+from stillmotion.http.lifecycle import access_to
 from stillmotion.http.site import Site
 from stillmotion.images import check_picture, decode_data_uri
 from stillmotion.net.guard import AddressRefused, Target, parse_url
 from stillmotion.settings import DAY_S
 from stillmotion.store.files import get_file
-from stillmotion.types import Caller, FileRecord
+from stillmotion.types import Access, Caller, FileRecord
 
 _FIELD = "image_url"
 _OWN_PATH = re.compile(r".*/files/([0-9a-f]{32})/[^/]*")
@@ -46,13 +47,22 @@ async def take_picture(site: Site, image_url: str, caller: Caller, door: Door) -
         raise InputRefused(
             f"{error} Give an http(s) URL or a data URI such as data:image/png;base64,….", field=_FIELD
         ) from None
-    file_id = _own_file(site, target, door)
-    if file_id is None:
+    match = _OWN_PATH.fullmatch(target.url.path)
+    if match is None:
         return Source(image_url)
+    file_id = match[1]
     record = await site.store.read(lambda conn: get_file(conn, file_id))
-    if record is None or not is_available(record, site.clock.now()):
+    # Nobody guesses an id: the file is ours even by an address we do not know we have.
+    if record is None and not _is_our_name(site, target, door):
+        return Source(image_url)
+    access = Access.HIDE
+    if record is not None and is_available(record, site.clock.now()):
+        access = access_to(record, caller)
+    if access is not Access.ALLOW:
         raise InputRefused(
-            "This server has no such file, or no longer: upload it again",
+            "This server has no such file, or no longer: upload it again"
+            if access is Access.HIDE
+            else "The owner of this file does not let this key read it",
             kind="file_download_error",
             field=_FIELD,
         )
@@ -63,11 +73,8 @@ def is_available(record: FileRecord, now: float) -> bool:
     return record.complete and (record.expires is None or record.expires > now)
 
 
-def _own_file(site: Site, target: Target, door: Door) -> str | None:
-    if target.host.lower() not in {*local_names(site.settings), *_CDN_HOSTS, door.host}:
-        return None
-    match = _OWN_PATH.fullmatch(target.url.path)
-    return match[1] if match else None
+def _is_our_name(site: Site, target: Target, door: Door) -> bool:
+    return target.host.lower() in {*local_names(site.settings), *_CDN_HOSTS, door.host}
 
 
 async def _keep(site: Site, uri: str, caller: Caller) -> FileRecord:

@@ -24,6 +24,8 @@ from stillmotion.store.position import queue_position
 from stillmotion.store.queue import get
 from stillmotion.types import Caller, LogLine, Request, State
 
+#: The address of a request; one that comes to `submit` came by a method that its route does not take.
+_REQUEST = re.compile(r".+/requests/[^/]+(?:/status|/response|(?P<cancel>/cancel))?")
 _REQUEST_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -44,6 +46,8 @@ class QueueRoutes:
     async def submit(self, call: HttpRequest) -> Response:
         path: str = call.path_params["path"]
         caller = await self.callers.identify(call, f'application "{path[:200]}"')
+        if named := _REQUEST.fullmatch(path):
+            raise wrong_method("PUT" if named["cancel"] else "GET, HEAD")
         endpoint = find_endpoint(path)
         if call.method != "POST":
             raise wrong_method("POST")
@@ -56,10 +60,10 @@ class QueueRoutes:
     async def status(self, call: HttpRequest) -> Response:
         notes_of(call).quiet = True
         caller = await self._caller(call)
-        with_logs = call.query_params.get("logs", "").lower() in ("1", "true")
+        with_logs = wants_logs(call)
 
         def look(conn: Connection) -> tuple[Request, int, list[LogLine]]:
-            request = _owned(conn, call, caller)
+            request = find_owned(conn, call, caller)
             # All of it in one read, so that state, position and logs belong together.
             lines = read_logs(conn, request.id)[0] if with_logs else []
             return request, queue_position(conn, request), lines
@@ -70,14 +74,14 @@ class QueueRoutes:
 
     async def result(self, call: HttpRequest) -> Response:
         caller = await self._caller(call)
-        request = await self.site.store.read(lambda conn: _owned(conn, call, caller))
+        request = await self.site.store.read(lambda conn: find_owned(conn, call, caller))
         if request.state is not State.DONE:
             return failed(wire.IN_PROGRESS, {REQUEST_ID: request.id})
         return await answer_result(self.site, request)
 
     async def cancel(self, call: HttpRequest) -> Response:
         caller = await self._caller(call)
-        request = await self.site.store.read(lambda conn: _owned(conn, call, caller))
+        request = await self.site.store.read(lambda conn: find_owned(conn, call, caller))
         code, body = wire.cancelled(await cancel_request(self.site, request.id))
         return Json(body, code, headers={REQUEST_ID: request.id})
 
@@ -85,7 +89,11 @@ class QueueRoutes:
         return await self.callers.identify(call, "this request")
 
 
-def _owned(conn: Connection, call: HttpRequest, caller: Caller) -> Request:
+def wants_logs(call: HttpRequest) -> bool:
+    return call.query_params.get("logs", "").lower() in ("1", "true")
+
+
+def find_owned(conn: Connection, call: HttpRequest, caller: Caller) -> Request:
     """Read the request a call names; a stranger's and one of another app are as unknown as none."""
     request_id: str = call.path_params["request_id"]
     path: str = call.path_params["path"]

@@ -1,5 +1,7 @@
 """The result of a finished request: its output, or its failure replayed with its own status and body."""
 
+from typing import Any
+
 from starlette.responses import Response
 
 from stillmotion.http import wire
@@ -15,15 +17,23 @@ _EXPIRED = Failure(
 )
 
 
-async def answer_result(site: Site, request: Request) -> Response:
-    headers = {REQUEST_ID: request.id}
-    if request.fingerprint is not None:
-        headers["x-stillmotion-fingerprint"] = request.fingerprint
+async def find_output(site: Site, request: Request) -> dict[str, Any] | Failure:
+    """Return the output of a finished request, or why it has none."""
     if request.outcome is not Outcome.OK:
-        return failed(wire.failure_of(request), headers)
+        return wire.failure_of(request)
     assert request.result is not None
     file_id: str = request.result["file"]
     film = await site.store.read(lambda conn: get_file(conn, file_id))
     if film is None or not is_available(film, site.clock.now()):
-        return failed(_EXPIRED, headers)
-    return Json(wire.output(request, film), headers=headers)
+        return _EXPIRED
+    return wire.output(request, film)
+
+
+async def answer_result(site: Site, request: Request) -> Response:
+    headers = {REQUEST_ID: request.id}
+    if request.fingerprint is not None:
+        headers["x-stillmotion-fingerprint"] = request.fingerprint
+    output = await find_output(site, request)
+    if isinstance(output, Failure):
+        return failed(output, headers)
+    return Json(output, headers=headers)

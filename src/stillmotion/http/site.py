@@ -1,7 +1,8 @@
 """What the doors need to know; `serve` builds it once."""
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stillmotion.clock import Clock
 from stillmotion.media.signing import UploadSigner
@@ -9,6 +10,7 @@ from stillmotion.media.store import MediaStore
 from stillmotion.settings import Settings
 from stillmotion.signatures import SigningKeys
 from stillmotion.store.open import Store
+from stillmotion.tokens import TokenSigner
 from stillmotion.types import Readiness
 from stillmotion.wakeup import Wakeup
 
@@ -19,6 +21,7 @@ class Site:
     store: Store
     media: MediaStore
     signer: UploadSigner
+    tokens: TokenSigner
     #: Sign webhooks; their public halves are published.
     signatures: SigningKeys
     clock: Clock
@@ -27,3 +30,5 @@ class Site:
     profile: str
     readiness: Callable[[], Readiness]
     version: str
+    #: Set when the last runner has ended: calls that still wait are then told, not cut off.
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)

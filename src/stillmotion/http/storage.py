@@ -1,137 +1,126 @@
-"""Uploads: a signed address for one PUT, then the bytes, streamed to the media store."""
+"""Uploads: described here first, then sent to a signed address in one PUT, or straight to the file host."""
 
-import re
-from typing import Annotated
+import mimetypes
+from datetime import UTC, datetime
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from stillmotion import ids
-from stillmotion.errors import StoreUnavailable
 from stillmotion.http import wire
 from stillmotion.http.answers import BadInput, Json, Refusal
-from stillmotion.http.body import read_json, stream
-from stillmotion.http.callers import Callers
+from stillmotion.http.body import read_json
+from stillmotion.http.callers import UPLOADS, Callers
 from stillmotion.http.doors import door_of
+from stillmotion.http.files import FILE_ID
 from stillmotion.http.site import Site
-from stillmotion.media.signing import UploadGrant
-from stillmotion.media.store import TooLarge
-from stillmotion.media.types import safe_name, sniff_type
-from stillmotion.settings import DAY_S
-from stillmotion.store.files import add_file, complete_file, get_file
+from stillmotion.http.uploads import UNTYPED, Description, Uploads
+from stillmotion.media.signing import UploadGrant, UploadWay
+from stillmotion.store.files import get_file
 from stillmotion.types import FileRecord
 
 #: A description of an upload; larger ones are no description (64 KiB).
 DESCRIPTION_BYTES = 64 * 1024
-UNTYPED = "application/octet-stream"
-
-_TOKEN = r"[A-Za-z0-9!#$&^_.+-]+"  # noqa: S105 - RFC 9110's word for a name, not a credential
-_MEDIA_TYPE = rf'{_TOKEN}/{_TOKEN}(\s*;\s*{_TOKEN}=({_TOKEN}|"[^"\\\x00-\x1f\x7f-\uffff]*"))*'
-_FILE_ID = re.compile(r"[0-9a-f]{32}")
-
-
-class Description(BaseModel):
-    """What a caller says of the file it is about to upload."""
-
-    content_type: Annotated[str, Field(max_length=200, pattern=f"^{_MEDIA_TYPE}$")] = UNTYPED
-    file_name: Annotated[str, Field(max_length=10_000)] = "file"
+#: How long an upload token may be used; clients fetch the next by themselves.
+TOKEN_S = 3600
 
 
 class StorageRoutes:
-    def __init__(self, site: Site, callers: Callers) -> None:
+    def __init__(self, site: Site, callers: Callers, uploads: Uploads) -> None:
         self.site = site
         self.callers = callers
+        self.uploads = uploads
         self.routes = [
             Route("/rest/storage/upload/initiate", self.initiate, methods=["POST"]),
+            Route("/rest/storage/upload/initiate-multipart", self.initiate_parts, methods=["POST"]),
+            Route("/rest/storage/auth/token", self.issue_token, methods=["POST"]),
             Route("/cdn/uploads/{file_id}", self.receive, methods=["PUT"]),
+            Route("/cdn/files/upload", self.upload, methods=["POST"]),
         ]
 
     async def initiate(self, call: HttpRequest) -> Response:
+        return await self._initiate(call, UploadWay.WHOLE, self.site.settings.upload_url_s)
+
+    async def initiate_parts(self, call: HttpRequest) -> Response:
+        return await self._initiate(call, UploadWay.PARTS, None)
+
+    async def _initiate(self, call: HttpRequest, way: UploadWay, url_s: int | None) -> Response:
+        """Answer a signed address, good for `url_s`, or as long as the upload is not given up."""
         caller = await self.callers.identify(call, "storage")
-        try:
-            described = Description.model_validate(await read_json(call, DESCRIPTION_BYTES))
-        except ValidationError as error:
-            raise BadInput(wire.validation(error)) from None
-        settings, now = self.site.settings, self.site.clock.now()
-        file_id = ids.file_id()
-        record = FileRecord(
-            id=file_id,
-            key_id=caller.key_id,
-            request_id=None,
-            name=safe_name(described.file_name),
-            content_type=described.content_type,
-            media_key=f"uploads/{file_id}",
-            size=0,
-            digest="",
-            created=now,
-            expires=now + settings.upload_days * DAY_S,
-            complete=False,
-        )
-        await self.site.store.write(lambda conn: add_file(conn, record))
+        described = describe(await read_json(call, DESCRIPTION_BYTES))
+        record = await self.uploads.begin(call, caller, described)
+        assert record.expires is not None
         signature = self.site.signer.sign(
-            file_id, record.content_type, settings.upload_bytes, now + settings.upload_url_s
+            record.id,
+            record.content_type,
+            self.site.settings.upload_bytes,
+            record.expires if url_s is None else record.created + url_s,
+            way,
         )
         return Json(wire.upload(door_of(call).bases, record, signature))
 
+    async def issue_token(self, call: HttpRequest) -> Response:
+        """Answer a token that stands for the calling key where files are uploaded, and nowhere else."""
+        caller = await self.callers.identify(call, "storage")
+        now = self.site.clock.now()
+        token = self.site.tokens.sign(caller.key_id, [UPLOADS], now, now + TOKEN_S)
+        expires = datetime.fromtimestamp(int(now) + TOKEN_S, UTC)
+        answer = wire.upload_token(door_of(call).bases, token, expires)
+        return Json(answer, headers={"cache-control": "no-store"})
+
     async def receive(self, call: HttpRequest) -> Response:
         """Take the bytes. The address itself authorises, so an Authorization header beside it is ignored."""
-        file_id: str = call.path_params["file_id"]
-        query = call.scope["query_string"].decode("latin-1")
-        grant = self.site.signer.check(file_id, query, self.site.clock.now())
-        record = None
-        if grant is not None and _FILE_ID.fullmatch(file_id):
-            record = await self.site.store.read(lambda conn: get_file(conn, file_id))
-        if grant is None or record is None:
-            raise Refusal(403, "forbidden", "This upload URL is altered or expired; initiate a new upload")
+        grant, record = await check_address(self.site, call, UploadWay.WHOLE)
         if record.complete:
             raise _used()
-        self._check_headers(call, grant)
-        # Each PUT has bytes of its own, so that the loser of two at once overwrites nothing.
-        media_key = f"uploads/{ids.file_id()}"
-        try:
-            size, digest, head = await self.site.media.receive(media_key, stream(call), grant.max_bytes)
-        except TooLarge:
-            raise _too_large(grant) from None
-        content_type = grant.content_type
-        if content_type == UNTYPED:
-            content_type = sniff_type(head) or UNTYPED
-        await self._complete(file_id, media_key, size, digest, content_type)
-        return Response(status_code=200, headers={"etag": f'"{digest}"'})
-
-    def _check_headers(self, call: HttpRequest, grant: UploadGrant) -> None:
         sent = call.headers.get("content-type", grant.content_type)
         if _essence(sent) != _essence(grant.content_type):
             raise Refusal(
                 403, "forbidden", f"This upload URL is for content of type {grant.content_type} only"
             )
-        length = call.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > grant.max_bytes:
-            raise _too_large(grant)
-
-    async def _complete(
-        self, file_id: str, media_key: str, size: int, digest: str, content_type: str
-    ) -> None:
-        now = self.site.clock.now()
-        try:
-            won = await self.site.store.write(
-                lambda conn: complete_file(
-                    conn,
-                    file_id,
-                    size=size,
-                    digest=digest,
-                    content_type=content_type,
-                    now=now,
-                    media_key=media_key,
-                )
-            )
-        except StoreUnavailable:
-            await self.site.media.delete([media_key])
-            raise
-        if not won:
-            await self.site.media.delete([media_key])
+        received = await self.uploads.receive(call, record, grant.max_bytes)
+        if not await self.uploads.complete(record, received):
             raise _used()
+        return Response(status_code=200, headers={"etag": received.etag})
+
+    async def upload(self, call: HttpRequest) -> Response:
+        """Take a file whose headers describe it."""
+        caller = await self.callers.identify_uploader(call)
+        record = await self.uploads.begin(call, caller, describe_headers(call))
+        received = await self.uploads.receive(call, record, self.site.settings.upload_bytes)
+        if not await self.uploads.complete(record, received):
+            raise _used()
+        return Json(wire.uploaded(door_of(call).bases, record))
+
+
+def describe(given: object) -> Description:
+    try:
+        return Description.model_validate(given)
+    except ValidationError as error:
+        raise BadInput(wire.validation(error)) from None
+
+
+def describe_headers(call: HttpRequest) -> Description:
+    content_type = call.headers.get("content-type", UNTYPED)
+    extension = mimetypes.guess_extension(_essence(content_type)) or ".bin"
+    name = call.headers.get("x-fal-file-name", f"upload{extension}")
+    # Header values are bytes; clients mean UTF-8 where they mean more than ASCII.
+    name = name.encode("latin-1").decode("utf-8", "replace")
+    return describe({"content_type": content_type, "file_name": name})
+
+
+async def check_address(site: Site, call: HttpRequest, way: UploadWay) -> tuple[UploadGrant, FileRecord]:
+    """Return what the signed address of a call permits, and the record of its upload."""
+    file_id: str = call.path_params["file_id"]
+    query = call.scope["query_string"].decode("latin-1")
+    grant = site.signer.check(file_id, query, site.clock.now(), way)
+    record = None
+    if grant is not None and FILE_ID.fullmatch(file_id):
+        record = await site.store.read(lambda conn: get_file(conn, file_id))
+    if grant is None or record is None:
+        raise Refusal(403, "forbidden", "This upload URL is altered or expired; initiate a new upload")
+    return grant, record
 
 
 def _essence(content_type: str) -> str:
@@ -139,8 +128,5 @@ def _essence(content_type: str) -> str:
 
 
 def _used() -> Refusal:
-    return Refusal(409, "conflict", "This upload URL was already used; initiate a new upload")
-
-
-def _too_large(grant: UploadGrant) -> Refusal:
-    return Refusal(413, "payload_too_large", f"The upload is larger than the {grant.max_bytes} bytes allowed")
+    # Not 409: clients would send the whole file again, up to ten times.
+    return Refusal(403, "forbidden", "This upload URL was already used; initiate a new upload")

@@ -16,14 +16,22 @@ from pydantic import ValidationError
 
 from stillmotion.endpoints import File, VideoOutput, app_of
 from stillmotion.signatures import Seal
+from stillmotion.store.outbox import Delivery
 from stillmotion.types import Bases, CancelAnswer, Failure, FileRecord, LogLine, Outcome, Request, State
 
 #: Where fal explains each error type.
 ERROR_PAGES = "https://docs.fal.ai/errors/#"
+#: The model failed on a good input; fal spells this one as it does input errors.
+MODEL_BROKE = "internal_server_error"
 #: An input value of at most this many characters is echoed in a validation error.
 ECHO_CHARACTERS = 100
 #: Longest payload a webhook carries (1 MiB).
 PAYLOAD_BYTES = 1024 * 1024
+
+#: The query parameter that carries a temporary token, on streams only.
+TOKEN_PARAMETER = "fal_jwt_token"  # noqa: S105 - a name
+#: A comment, which every reader of server-sent events skips.
+PING = b": ping\n\n"
 
 NOT_FOUND: dict[str, Any] = {"status": "NOT_FOUND"}
 IN_PROGRESS = Failure(status=400, kind="request_in_progress", message="Request is still in progress")
@@ -84,6 +92,25 @@ def status(request: Request, position: int, logs: Sequence[LogLine]) -> tuple[in
     return 200, body
 
 
+def progress(request: Request) -> dict[str, Any] | None:
+    """Return the last step the runner told of; None while there is none."""
+    return None if request.progress is None else dict(request.progress)
+
+
+def event(body: Mapping[str, Any]) -> bytes:
+    """Spell one server-sent event. Its JSON is ASCII: clients decode each network chunk by itself."""
+    return b"data: " + to_bytes(body) + b"\n\n"
+
+
+def stream_error(reason: Failure) -> dict[str, Any]:
+    """Return the last event of a stream that fails, in the form of fal's workflow streams."""
+    return {
+        "type": "error",
+        "message": reason.message,
+        "error": {"status": reason.status, "body": failure(reason)},
+    }
+
+
 def inference_time(request: Request) -> float:
     """Return the seconds from the last claim to the end; 0 when it never started."""
     if request.started is None or request.finished is None:
@@ -128,6 +155,28 @@ def upload(bases: Bases, record: FileRecord, signature: str) -> dict[str, str]:
     }
 
 
+def uploaded(bases: Bases, record: FileRecord) -> dict[str, str]:
+    return {"access_url": file_url(bases, record)}
+
+
+def multipart_upload(bases: Bases, record: FileRecord) -> dict[str, str]:
+    return {**uploaded(bases, record), "uploadId": record.id}
+
+
+def upload_part(number: int, etag: str) -> dict[str, Any]:
+    return {"partNumber": number, "etag": etag}
+
+
+def upload_token(bases: Bases, token: str, expires: datetime) -> dict[str, str]:
+    # Python before 3.11 reads an offset, but no Z.
+    return {
+        "token": token,
+        "token_type": "Bearer",
+        "base_url": bases.files,
+        "expires_at": expires.isoformat(),
+    }
+
+
 def cancelled(answer: CancelAnswer) -> tuple[int, dict[str, Any]]:
     return _CANCEL[answer]
 
@@ -141,8 +190,8 @@ def failure_of(request: Request) -> Failure:
 
 
 def failure(reason: Failure) -> dict[str, Any]:
-    """Return the error body: a `detail` list for input errors, a text and a type for everything else."""
-    if reason.field is None and reason.status != 422:
+    """Return the error body: a `detail` list for the model's errors, a text and a type for all others."""
+    if reason.field is None and reason.status != 422 and reason.kind != MODEL_BROKE:
         return {"detail": reason.message, "error_type": reason.kind}
     location = ["body"] if reason.field is None else ["body", reason.field]
     return {"detail": [_detail(location, reason.message, reason.kind, reason.context)]}
@@ -151,8 +200,11 @@ def failure(reason: Failure) -> dict[str, Any]:
 def failure_headers(reason: Failure) -> dict[str, str]:
     headers = {
         "x-fal-error-type": reason.kind,
-        "x-fal-retryable": "true" if reason.status == 503 else "false",
+        "x-fal-retryable": "true" if reason.status in (429, 503) else "false",
+        "x-fal-billable-units": "0",
     }
+    if reason.status == 429:
+        headers["x-fal-needs-retry"] = "1"
     if reason.kind == "request_timeout":
         # Tells clients that their own deadline passed, so that they do not retry the 504.
         headers["x-fal-request-timeout-type"] = "user"
@@ -192,6 +244,20 @@ def webhook_headers(seal: Seal) -> dict[str, str]:
     }
 
 
+def delivery(one: Delivery, now: float) -> dict[str, Any]:
+    """Return a webhook delivery as an operator sees it; what was sent is not shown."""
+    return {
+        "request": one.request_id,
+        "url": one.url,
+        "due": one.due,
+        "tries": one.tries,
+        "sending": one.lease_until is not None and one.lease_until > now,
+        "last_error": one.last_error,
+        "delivered": one.delivered,
+        "parked": one.parked,
+    }
+
+
 def jwks(public_keys: Sequence[bytes]) -> dict[str, Any]:
     """Return the keys that sign webhooks. `x` keeps its padding: fal's own verifier fails without it."""
     keys = [
@@ -219,6 +285,20 @@ def validation(error: ValidationError) -> dict[str, Any]:
 def query_refused(name: str, message: str) -> dict[str, Any]:
     """Return fal's 422 body for a query parameter."""
     return {"detail": [_detail(["query", name], message, "value_error", {})]}
+
+
+def idempotency_reused() -> dict[str, Any]:
+    """Return fal's 422 body for one idempotency key beside two different submits."""
+    message = (
+        "This Idempotency-Key was sent before with another body or endpoint; "
+        "send a new one for a new request, or the same body to be answered with the first request"
+    )
+    return {"detail": [_detail(["header", "idempotency-key"], message, "value_error", {})]}
+
+
+def input_headers(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return what goes with a 422 body: the type of its first problem stands for all of them."""
+    return failure_headers(Failure(status=422, kind=body["detail"][0]["type"], message=""))
 
 
 def _detail(

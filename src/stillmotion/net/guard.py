@@ -149,9 +149,10 @@ def parse_url(url: str) -> Target:
     if parsed.userinfo:
         raise AddressRefused("The URL must not hold a user name or password.")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or "%" in host or not 0 < (port or 1) < 65536:
+    port = DEFAULT_PORTS[parsed.scheme] if port is None else port
+    if not host or "%" in host or not 0 < port < 65536:
         raise AddressRefused("The URL names no usable host and port.")
-    return Target(parsed.scheme, host, port or DEFAULT_PORTS[parsed.scheme], parsed.raw_path, parsed)
+    return Target(parsed.scheme, host, port, parsed.raw_path, parsed)
 
 
 async def resolve(host: str, port: int, allow: AllowList) -> list[str]:

@@ -6,6 +6,7 @@ asked for, so that clients that trust it keep working; the server's certificate 
 """
 
 import ipaddress
+import logging
 import os
 import re
 import secrets
@@ -18,18 +19,22 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import certifi
+import psutil
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from stillmotion.clock import Clock
 from stillmotion.errors import DataRefused, UserError
+
+log = logging.getLogger(__name__)
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 CA_DAYS = 3650
 LEAF_DAYS = 365
-#: Days before expiry at which the next start makes a new one.
+#: Days before expiry at which a new one is made, at a start or while the server runs.
 RENEW_DAYS = 30
 #: Certificates are valid from this long ago, for clients whose clock is behind.
 BACKDATED = timedelta(days=1)
@@ -76,6 +81,8 @@ def ensure_certificates(data_dir: Path, names: Iterable[str], now: float) -> Tls
     own = _general_names(_machine_names())
     issuer = _load_issuer(folder)
     if issuer is None or not _is_fresh(issuer.cert, moment) or not _permits(issuer.cert, asked):
+        if issuer is not None:
+            log.warning("a new certificate authority replaces the old: clients must trust %s anew", files.ca)
         issuer = _make_issuer(_merge(asked, own), moment)
         _write(folder / "ca.key", _key_pem(issuer.key), 0o600)
         _write(files.ca, _cert_pem(issuer.cert), 0o644)
@@ -91,12 +98,31 @@ def ensure_certificates(data_dir: Path, names: Iterable[str], now: float) -> Tls
     return files
 
 
+class LiveCertificate:
+    """The server's certificate in one SSL context for all listeners, which follows its renewals."""
+
+    def __init__(self, data_dir: Path, names: Sequence[str], clock: Clock) -> None:
+        self._data_dir = data_dir
+        self._names = names
+        self._clock = clock
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.context.set_alpn_protocols(["http/1.1"])
+        self.renew()
+
+    def renew(self) -> None:
+        """Make new what expires within 30 days; handshakes from here on use it, open connections go on."""
+        files = ensure_certificates(self._data_dir, self._names, self._clock.now())
+        self.context.load_cert_chain(files.cert, files.key)
+
+
 def _machine_names() -> list[str]:
     host = socket.gethostname()
     names = [host] if DNS_NAME.fullmatch(host.lower()) else []
     # A machine name without address counts alone.
     with suppress(OSError):
         names += [str(entry[4][0]) for entry in socket.getaddrinfo(host, None)]
+    for addresses in psutil.net_if_addrs().values():
+        names += [entry.address for entry in addresses if entry.family in (socket.AF_INET, socket.AF_INET6)]
     return [name for name in names if "%" not in name]
 
 

@@ -1,0 +1,14 @@
+"""Lists on a terminal, and the same lists for other programs."""
+
+from rich.console import Console
+from rich.table import Table
+
+PIPED_WIDTH = 400
+
+
+def print_table(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        # One line each for other programs; a terminal wraps to its own width.
+        console.width = PIPED_WIDTH
+    console.print(table)
