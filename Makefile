@@ -33,17 +33,20 @@ lint: .venv/.installed-dev  ## ruff, import floors, house rules, generated docs 
 	$(BIN)/python checks/settings_page.py --check
 types: .venv/.installed-dev  ## pyright
 	$(BIN)/pyright
-conformance: .venv/.installed-dev  ## the official fal clients, Python and JavaScript, against a real server
-	$(BIN)/python tests/js/setup
-	$(BIN)/python -m pytest tests/conformance $(TEST_ARGS)
-bench: setup  ## ready time, stopwatches, seconds per video, status reads, memory; prints a table
+# BASE and KEY: the same clients against somebody else's server, or fal itself.
+conformance: export CONFORMANCE_BASE = $(BASE)
+conformance: export CONFORMANCE_KEY = $(KEY)
+conformance: .venv/.installed-dev  ## every fal client by every door, as a table (BASE=URL KEY=id:secret: there)
+	@$(BIN)/python tests/js/setup
+	@$(BIN)/python -m pytest tests/conformance$(if $(BASE),/test_matrix.py) $(TEST_ARGS)
+bench: .venv/.installed-dev  ## ready time, stopwatches, seconds per video, status reads, memory; prints a table
 	$(BIN)/python -m bench.serve
 bench-gpu: setup  ## full-size networks with random weights on CUDA, beside stock diffusers
 	$(BIN)/python bench/gpu.py
 docs: .venv/.installed-dev  ## write docs/settings.md anew from the settings
 	$(BIN)/python checks/settings_page.py
-train-pocket: .venv/.installed-dev  ## train the small weights from nothing (about 4 hours on one core)
-	for step in codec text vision picture video; do $(BIN)/python -m training.train_$$step || exit; done
+train-pocket: .venv/.installed-dev  ## train the small weights from nothing (about 6 hours on one core)
+	for step in codec text vision picture video decoder; do $(BIN)/python -m training.train_$$step || exit; done
 	$(BIN)/python -m training.export
 gates: .venv/.installed-dev  ## hold the small weights against their gates; goes on where it stopped (N=400)
 	$(BIN)/python -m training.gates --n $(N)

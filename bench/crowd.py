@@ -63,6 +63,12 @@ def measure_crowd(folder: Path, waiting: int, seconds: float) -> list[Row]:
         memory = peak_mib(server.process.pid)
         # A drain would wait for the sleeper.
         server.kill()
+    return rows_of(waiting, filled, paced, flat_out, settled_s, memory)
+
+
+def rows_of(
+    waiting: int, filled: Figures, paced: Figures, flat_out: Figures, settled_s: float, memory: float
+) -> list[Row]:
     crowd = f"{waiting:,} queued, {POLLERS} pollers"
     return [
         Row(

@@ -37,8 +37,8 @@ def environment(settings: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "PYTHONUNBUFFERED": "1", **(settings or {})}
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "stillmotion", *words]
+def command(*words: str, program: str = "stillmotion") -> list[str]:
+    return [sys.executable, "-m", program, *words]
 
 
 def run_cli(
@@ -60,7 +60,8 @@ class Server:
     """Starts on construction; as a context manager it is also stopped.
 
     Without `engine` it runs the pocket weights; TIMED_ENGINE is quick and does as the prompt says. `env`
-    takes `STILLMOTION_…` settings, `options` further words for the command line.
+    takes `STILLMOTION_…` settings, `options` further words for the command line, `program` the module that
+    is run.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class Server:
         tls: bool = False,
         env: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        program: str = "stillmotion",
         wait: bool = True,
     ) -> None:
         self.data_dir = data_dir
         self.log = data_dir.with_name(data_dir.name + ".log")
         self._engine = engine
+        self._program = program
         self._env = env
         self._options = [*(["--tls-port", "0"] if tls else []), *options]
         self.process = self._start()
@@ -94,7 +97,7 @@ class Server:
             words += ["--engine", self._engine]
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                command(*words, *self._options),
+                command(*words, *self._options, program=self._program),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

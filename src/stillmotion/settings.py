@@ -146,7 +146,7 @@ class Settings(BaseModel):
 
 
 def shell_environment() -> dict[str, str]:
-    """Return all that is set for this program: `env` and `run` hand it on, changed, to another."""
+    """Return all that is set for this program, to hand it on, changed, to another."""
     return dict(os.environ)
 
 

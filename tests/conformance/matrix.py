@@ -16,8 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stillmotion.http.doors import FAL_HOSTS
+from tests.conformance.chromium import find_chromium
 from tests.conformance.programs import KEPT, Outcome, outcomes
-from tests.server import Server, command
+from tests.server import ROOT, Server, command
 
 HERE = Path(__file__).parent
 JS = HERE.parent / "js"
@@ -88,6 +89,8 @@ class Row:
 
     def barrier(self) -> str | None:
         """Say why this row cannot run against BASE."""
+        if self.client.startswith("Chromium") and find_chromium() is None:
+            return "there is no Chromium on this machine; `apt install chromium` brings one"
         if not BASE:
             return None
         fal = urlsplit(BASE).hostname in FAL_HOSTS
@@ -111,6 +114,7 @@ class Row:
             text=True,
             timeout=ROW_S,
             check=False,
+            cwd=ROOT,
         )
         ending = f"exit {done.returncode}: {done.stderr[-2000:]}"
         return {action: Outcome(error={"message": ending}) for action in actions} | outcomes(done.stdout)
@@ -170,6 +174,17 @@ def by_curl(door: str) -> Callable[[Site, Sequence[str]], Start]:
     return start
 
 
+def by_browser(door: str) -> Callable[[Site, Sequence[str]], Start]:
+    def start(site: Site, actions: Sequence[str]) -> Start:
+        plan: dict[str, Any] = {"actions": actions, "server": site.base}
+        if door == "proxyUrl":
+            plan |= {"proxyUrl": "/api/fal/proxy", "page": f"{site.base}/healthz"}
+        words = [sys.executable, "-m", "tests.conformance.matrix_browser", json.dumps(plan), site.node]
+        return Start(words)
+
+    return start
+
+
 def by_app(words: Callable[[Site], Sequence[str | Path]]) -> Callable[[Site, Sequence[str]], Start]:
     return lambda site, actions: Start(site.led([*words(site), *actions]))
 
@@ -188,7 +203,10 @@ _FIXED: dict[str, str] = dict.fromkeys(
     ("upload", "upload_large"), "fal_client's upload hosts are fixed, whatever the environment"
 )
 _CURL = {"blob": "curl has no objects to put into an input"}
-_PROXY_LENDS = {"wrong_key": "the backend holds the key, the page sends none"}
+_BACKEND = {
+    "wrong_key": "the backend holds the key, the page sends none",
+    "upload_large": "server-proxy 1.2.1 itself refuses to begin an upload in parts",
+}
 _APP = {
     action: "the library has no such call"
     for action in ACTIONS
@@ -218,7 +236,11 @@ ROWS = [
         client="@fal-ai/client 1.10.1",
         door="server-proxy",
         start=by_js("@fal-ai/client", "server-proxy"),
-        cannot=_PROXY_LENDS,
+        cannot=_BACKEND,
+    ),
+    *(
+        Row(client="Chromium, @fal-ai/client 1.10.1", door=door, start=by_browser(door), cannot={})
+        for door in ("proxyUrl", "middleware")
     ),
     *(
         Row(
@@ -254,8 +276,12 @@ def as_table(found: Mapping[tuple[str, str], str]) -> str:
     reasons: dict[str, str] = {}
 
     def cell(row: Row, action: str) -> str:
-        why = row.barrier() or row.cannot.get(action)
-        if why is None:
+        why = row.barrier()
+        if why is not None:
+            why = f"cannot run here: {why}"
+        elif action in row.cannot:
+            why = f"the client cannot: {row.cannot[action]}"
+        else:
             return found.get((row.name, action), "·")
         return reasons.setdefault(why, f"({chr(ord('a') + len(reasons))})")
 
@@ -264,5 +290,5 @@ def as_table(found: Mapping[tuple[str, str], str]) -> str:
     for action in ACTIONS:
         lines.append(f"{action:<20}" + "".join(f"{cell(row, action):>8}" for row in ROWS))
     named = [f"{column:>3}  {row.name}" for column, row in zip(columns, ROWS, strict=True)]
-    noted = [f"{mark}  the client cannot: {why}" for why, mark in reasons.items()]
+    noted = [f"{mark}  {why}" for why, mark in reasons.items()]
     return "\n".join([*named, "", *lines, "", *noted])

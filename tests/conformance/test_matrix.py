@@ -76,7 +76,7 @@ def site(request: pytest.FixtureRequest, node: Path, picture: Path) -> Iterator[
             started.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env))
             assert started[0].stdout is not None
             ports.append(int(started[0].stdout.readline()))
-        return f"http://127.0.0.1:{ports[0]}/api/fal/proxy"
+        return f"http://127.0.0.1:{ports[0]}/svelte/api/fal/proxy"
 
     made = Site(
         base=server.url if server else BASE,

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 import httpx
 
 from stillmotion.cli.datadir import read_announcement
+from tests.receiver import Call, Receiver
+from tests.server import wait_until
 
 ENDPOINT = "fal-ai/fast-svd-lcm/text-to-video"
 APP = "fal-ai/fast-svd-lcm"
@@ -89,6 +91,8 @@ class Load:
     asked: dict[str, Asked] = field(default_factory=dict[str, Asked])
     #: Submits without an answer: no server listened, or it has them or not.
     unanswered: int = 0
+    #: Calls answered 503, which promises that nothing was kept.
+    refused: int = 0
     looks: int = 0
 
     def __post_init__(self) -> None:
@@ -127,15 +131,15 @@ class Load:
             return self._made
 
     def call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Call until a server answers; it may have another port each time."""
+        """Call until a server takes the call; it may have another port each time."""
         deadline = time.monotonic() + 6 * CALL_S
-        while True:
-            try:
-                return self._client().request(method, path, **options)
-            except httpx.TransportError as broken:
-                if time.monotonic() > deadline:
-                    raise AssertionError(f"no answer to {method} {path}") from broken
+        while time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                answer = self._client().request(method, path, **options)
+                if not self._is_refused(answer):
+                    return answer
             threading.Event().wait(TRY_AGAIN_S)
+        raise AssertionError(f"no answer to {method} {path}")
 
     def submit(self, which: int, *, webhook: bool) -> Asked | None:
         """Submit once; None when no answer came."""
@@ -144,10 +148,18 @@ class Load:
             answer = self._client().post(f"/queue/{ENDPOINT}", json=INPUTS[which], params=params)
         except httpx.TransportError:
             return None
-        if answer.status_code == 503:
+        if self._is_refused(answer):
             return None
         assert answer.status_code == 200, answer.text
         return Asked(answer.json()["request_id"], which, webhook)
+
+    def _is_refused(self, answer: httpx.Response) -> bool:
+        if answer.status_code != 503:
+            return False
+        assert int(answer.headers["Retry-After"]) > 0, answer.text
+        with self._lock:
+            self.refused += 1
+        return True
 
     def look(self, request_id: str) -> Ending | None:
         """Ask how a request ended; None while it has not."""
@@ -168,6 +180,33 @@ class Load:
 
     def film_digest(self, ending: Ending) -> str:
         return hashlib.sha256(self.film(ending)).hexdigest()
+
+    def make_film(self, which: int) -> Ending:
+        asked = wait_until(lambda: self.submit(which, webhook=False), "a submit")
+        ending: Ending = wait_until(lambda: self.look(asked.id), f"{asked.id} to end")
+        assert ending.kind == "ok", ending
+        return ending
+
+    def film_digests(self) -> dict[str, str]:
+        """Fetch every film that was made, by request."""
+        return {
+            asked.id: self.film_digest(asked.ending)
+            for asked in self.asked.values()
+            if asked.ending is not None and asked.ending.kind == "ok"
+        }
+
+    def collect(self, receiver: Receiver) -> list[Call]:
+        """Take what the receiver got, until it has heard of each request that asked for it."""
+        wanted = {asked.id for asked in self.asked.values() if asked.webhook}
+        calls: list[Call] = []
+
+        def all_told() -> bool:
+            while not receiver.got.empty():
+                calls.append(receiver.got.get())
+            return wanted <= {call.headers["X-Fal-Webhook-Request-Id"] for call in calls}
+
+        wait_until(all_told, "the webhooks", 60)
+        return calls
 
     def _client(self) -> httpx.Client:
         """This thread's client for the server that listens now."""

@@ -181,6 +181,29 @@ async def test_a_client_that_leaves_or_trusts_nobody_leaves_nothing_behind(
         assert (await client.get("https://queue.fal.run/")).status_code == 404
 
 
+async def test_idle_and_half_open_tunnels_do_not_hold_up_a_server_that_stops(
+    house: House, certificate: LiveCertificate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bound = bind_tcp("127.0.0.1", 0)
+    listener = Listener(house.app, bound, http=partial(TunnelConnection, context=certificate.context))
+    serving = asyncio.create_task(listener.run_until_told())
+    await listener.listening()
+    port = bound.getsockname()[1]
+    async with led_here(port, tmp_path) as idle:
+        await idle.get("https://queue.fal.run/")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"CONNECT fal.run:443 HTTP/1.1\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        _, undecided = await asyncio.open_connection("127.0.0.1", port)
+        undecided.write(b"CONN")
+        await undecided.drain()
+        listener.should_exit = True
+        await asyncio.wait_for(serving, DEADLINE_S)
+        writer.close()
+        undecided.close()
+    assert "graceful shutdown exceeded" not in caplog.text
+
+
 async def test_the_certificate_is_renewed_under_a_running_server(
     house: House, listen: Callable[..., Awaitable[int]], tmp_path: Path
 ) -> None:

@@ -34,8 +34,10 @@ export function described(error) {
   return { name, status, message, body, fieldErrors, requestId, namesImageUrl: naming("image_url") };
 }
 
-/** Run the actions named in the JSON of argv[2] and print `{action, value}` or `{action, error}` for each. */
-export async function perform(actions, plan) {
+const print = (outcome) => console.log(JSON.stringify(outcome));
+
+/** Do the actions a plan names and tell of each `{action, value}` or `{action, error}`. */
+export async function perform(actions, plan, tell = print) {
   for (const action of plan.actions) {
     let outcome;
     try {
@@ -43,6 +45,6 @@ export async function perform(actions, plan) {
     } catch (error) {
       outcome = { action, error: described(error) };
     }
-    console.log(JSON.stringify(outcome));
+    tell(outcome);
   }
 }

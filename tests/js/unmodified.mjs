@@ -29,8 +29,9 @@ const actions = {
   async stream() {
     const stream = await fal.stream(TURBO, { input: { ...input, prompt: "steps=2 pause=0.1" } });
     let events = 0;
-    stream.on("data", () => (events += 1));
-    return { events, ...(await film(await stream.done())) };
+    stream.on("message", () => (events += 1)); // The one name that all versions know.
+    const output = await film(await stream.done());
+    return { events, ...output };
   },
 
   async uploaded_file() {

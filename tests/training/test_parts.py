@@ -6,10 +6,12 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler
 
-from training import codec, edm, motion, picture
+from stillmotion.engine import samplers
+from training import codec, edm, motion, picture, vision
 from training.attention import QuickAttention
-from training.clips import Studio, clips_of, some_frames
+from training.clips import Studio, clips_of, hold, some_frames
 from training.render import film
+from training.train_video import penalty
 from training.world import FRAMES, Scene
 
 SCENE = Scene("boat", "green", "sea", "rise", bucket=90, light=0.2)
@@ -95,3 +97,28 @@ def test_shipped_schedule_is_the_one_training_samples_with() -> None:
     wanted = edm.karras(6, picture.SIGMA_MIN, picture.SIGMA_MAX)
     assert torch.allclose(schedule.sigmas[:-1].double(), wanted, rtol=1e-4)
     assert torch.allclose(schedule.timesteps.double(), 0.25 * wanted.log(), atol=1e-4)
+
+
+def test_a_picture_from_elsewhere_stands_still(vae: AutoencoderTiny) -> None:
+    studio = Studio(vae, vision.build().eval())
+    studio.embed = lambda scene: torch.zeros(128)  # type: ignore[method-assign]
+    clips = clips_of(studio, [SCENE, SCENE], [[0, 4, 9], [1, 2, 3]])
+    before = clips.clean[0].clone()
+    hold(studio, clips, 1, codec.strange_picture(random.Random(2), SCENE.size))
+    assert torch.equal(clips.clean[1], clips.picture[1, None].expand(3, -1, -1, -1) * codec.SCALING)
+    assert torch.equal(clips.clean[0], before)
+
+
+def test_flicker_of_a_still_cell_counts_more_than_the_same_error_that_stays() -> None:
+    torch.manual_seed(3)
+    clean = torch.zeros(1, 5, codec.CHANNELS, 4, 4)
+    stays = torch.randn(1, 1, codec.CHANNELS, 4, 4).expand_as(clean)
+    turns = stays * torch.tensor((1, -1, 1, -1, 1)).view(1, 5, 1, 1, 1)
+    sigma, still, moving = torch.tensor((100.0,)), torch.zeros(1, 5, 1, 4, 4), torch.ones(1, 5, 1, 4, 4)
+    assert penalty(turns, clean, sigma, still) > 3 * penalty(stays, clean, sigma, still)
+    assert torch.allclose(penalty(turns, clean, sigma, moving), penalty(stays, clean, sigma, moving))
+
+
+def test_lcm_levels_are_those_of_the_engine() -> None:
+    for steps in (1, 2, 4, 8):
+        assert edm.lcm_levels(steps) == pytest.approx(samplers.lcm_sigmas(steps, 0.002, 700, 40))

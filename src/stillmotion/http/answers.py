@@ -21,8 +21,8 @@ from stillmotion.types import Failure
 
 log = logging.getLogger("stillmotion.http")
 
-#: How the system says that a disk is full, over its quota or read-only.
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+#: How the system says that a disk is full, over its quota or limit, read-only or broken.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 class Json(Response):

@@ -66,6 +66,12 @@ class TunnelConnection(Connection):
         else:
             self._opened = self.loop.create_task(self._open())
 
+    def shutdown(self) -> None:
+        if self._opened is None:
+            super().shutdown()
+        else:
+            self._opened.cancel()
+
     async def _open(self) -> None:
         """Answer that the tunnel stands, and be its far end ourselves."""
         if self.transport.is_closing():

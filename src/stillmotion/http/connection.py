@@ -17,6 +17,8 @@ from stillmotion.types import Failure
 #: Most bytes of a request line with its headers, of trailers or of chunk extensions; what comes whole in one
 #: read of the socket may be longer (64 KiB).
 HEAD_BYTES = 64 * 1024
+#: How long a server that stops waits for a client's answer to the end of TLS; idle clients do not listen.
+GOODBYE_S = 1.0
 
 
 class Connection(HttpToolsProtocol):
@@ -41,6 +43,11 @@ class Connection(HttpToolsProtocol):
             self._refuse(
                 431, "headers_too_large", f"A request line with headers takes {HEAD_BYTES} bytes at most"
             )
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.scheme == "https" and self.transport.is_closing():
+            self.loop.call_later(GOODBYE_S, self.transport.abort)
 
     def on_headers_complete(self) -> None:
         self._pending = 0

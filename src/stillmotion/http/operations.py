@@ -39,6 +39,10 @@ _WISHES = (
     ),
     header("X-Fal-Store-IO", text("0: forget input and result soon after the end.", enum=["0", "1"])),
     header("X-Fal-No-Retry", text("1: fail with the first runner that dies.", enum=["0", "1"])),
+    header(
+        "X-Fal-Object-Lifecycle-Preference",
+        text("JSON: `expiration_duration_seconds` and `initial_acl` of the film."),
+    ),
 )
 _IDEMPOTENCY = header(
     "Idempotency-Key",
@@ -139,10 +143,6 @@ def _links(endpoint: Endpoint) -> Schema:
 def _requests(app: str) -> list[Operation]:
     one = f"/queue/{app}/requests/{{request_id}}"
     word = _word(app)
-    outputs = [
-        {"$ref": REF + output_name(endpoint)} for endpoint in ENDPOINTS.values() if endpoint.app == app
-    ]
-    film = {"description": "The film.", "content": {"application/json": {"schema": {"anyOf": outputs}}}}
     unknown = answer("There is no such request, or it is another key's.", "NotFound")
     return [
         Operation(
@@ -168,23 +168,7 @@ def _requests(app: str) -> list[Operation]:
             refusals=(403,),
             parameters=(_REQUEST_ID, _LOGS, _TOKEN),
         ),
-        *(
-            Operation(
-                method="GET",
-                path=one + suffix,
-                tag="queue",
-                id=f"{verb}{word}",
-                summary="The output, or the failure with its own status and body",
-                answers={
-                    200: film,
-                    400: answer("It has not ended yet.", "Error"),
-                    404: unknown,
-                },
-                refusals=(410, *FAILURES),
-                parameters=(_REQUEST_ID,),
-            )
-            for verb, suffix in (("result", ""), ("response", "/response"))
-        ),
+        *_results(app, one, unknown),
         Operation(
             method="PUT",
             path=f"{one}/cancel",
@@ -198,6 +182,31 @@ def _requests(app: str) -> list[Operation]:
             },
             parameters=(_REQUEST_ID,),
         ),
+    ]
+
+
+def _results(app: str, one: str, unknown: Schema) -> list[Operation]:
+    outputs = [
+        {"$ref": REF + output_name(endpoint)} for endpoint in ENDPOINTS.values() if endpoint.app == app
+    ]
+    film = {"description": "The film.", "content": {"application/json": {"schema": {"anyOf": outputs}}}}
+    word = _word(app)
+    return [
+        Operation(
+            method="GET",
+            path=one + suffix,
+            tag="queue",
+            id=f"{verb}{word}",
+            summary="The output, or the failure with its own status and body",
+            answers={
+                200: film,
+                400: answer("It has not ended yet.", "Error"),
+                404: unknown,
+            },
+            refusals=(410, *FAILURES),
+            parameters=(_REQUEST_ID,),
+        )
+        for verb, suffix in (("result", ""), ("response", "/response"))
     ]
 
 

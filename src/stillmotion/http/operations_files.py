@@ -14,8 +14,16 @@ _NAME = in_path("name", text("Its name; the id alone decides."))
 _ANYTHING: Schema = {"*/*": {"schema": {}}}
 
 
+#: How any upload may be refused.
+_LIMITS = (400, 413, 422, 507)
+
+
 def storage_operations() -> list[Operation]:
-    limits = (400, 413, 422, 507)
+    """Return the ways to upload: announced in one piece, straight, or in parts."""
+    return [*_announced(), *_straight(), *(one for way in _PART_WAYS for one in _parts(*way))]
+
+
+def _announced() -> list[Operation]:
     return [
         *(
             Operation(
@@ -25,7 +33,7 @@ def storage_operations() -> list[Operation]:
                 id=name,
                 summary=summary,
                 answers={200: answer("Where to send it, and where it will be.", "Upload")},
-                refusals=limits,
+                refusals=_LIMITS,
                 parameters=(query("storage_type", text("Accepted and ignored.")), _LIFECYCLE),
                 body=json_of("UploadDescription"),
             )
@@ -50,11 +58,16 @@ def storage_operations() -> list[Operation]:
             id="upload",
             summary="Send the bytes to an `upload_url`, once; its query is the permission",
             answers={200: {"description": "It is kept; `etag` is the SHA-256 of the bytes."}},
-            refusals=(*limits, 403),
+            refusals=(*_LIMITS, 403),
             parameters=(_FILE_ID,),
             body=_ANYTHING,
             needs_key=False,
         ),
+    ]
+
+
+def _straight() -> list[Operation]:
+    return [
         Operation(
             method="POST",
             path="/cdn/files/upload",
@@ -62,7 +75,7 @@ def storage_operations() -> list[Operation]:
             id="uploadFile",
             summary="Send a file whose headers describe it",
             answers={200: answer("Where it is.", "Uploaded")},
-            refusals=limits,
+            refusals=_LIMITS,
             parameters=(_FILE_NAME, _LIFECYCLE),
             body=_ANYTHING,
         ),
@@ -73,10 +86,9 @@ def storage_operations() -> list[Operation]:
             id="beginParts",
             summary="Announce a file that comes in parts, described by headers",
             answers={200: answer("Where the parts go.", "MultipartUpload")},
-            refusals=limits,
+            refusals=_LIMITS,
             parameters=(_FILE_NAME, _LIFECYCLE),
         ),
-        *(one for way in _PART_WAYS for one in _parts(*way)),
     ]
 
 

@@ -1,6 +1,7 @@
 """The queue door: submit, status, result, cancel. Everything after the submit drops the endpoint's sub-path,
 as clients do; the full form and `/response` are served too."""
 
+import logging
 import re
 
 from sqlalchemy import Connection
@@ -9,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stillmotion.endpoints import ENDPOINTS, app_of
+from stillmotion.errors import StoreUnavailable
 from stillmotion.http import wire
 from stillmotion.http.answers import Json, Unknown, failed, wrong_method
 from stillmotion.http.body import read_json
@@ -23,6 +25,8 @@ from stillmotion.store.logs import read_logs
 from stillmotion.store.position import queue_position
 from stillmotion.store.queue import get
 from stillmotion.types import Caller, LogLine, Request, State
+
+log = logging.getLogger("stillmotion.http")
 
 #: The address of a request; one that comes to `submit` came by a method that its route does not take.
 _REQUEST = re.compile(r".+/requests/[^/]+(?:/status|/response|(?P<cancel>/cancel))?")
@@ -54,7 +58,12 @@ class QueueRoutes:
         webhook = await read_webhook(call, self.receivers)
         given = await read_json(call, self.site.settings.body_bytes)
         request = await accept(self.site, call, endpoint, caller, given, webhook=webhook)
-        position = await self.site.store.read(lambda conn: queue_position(conn, request))
+        try:
+            position = await self.site.store.read(lambda conn: queue_position(conn, request))
+        except StoreUnavailable as error:
+            # It is kept: a 503 would say that it is not, and its client would submit it again.
+            log.warning("%s position not read: %s", request.id, error)
+            position = 0
         return Json(wire.submitted(request, position), headers={REQUEST_ID: request.id})
 
     async def status(self, call: HttpRequest) -> Response:

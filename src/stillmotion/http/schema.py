@@ -133,19 +133,6 @@ def in_openapi_30(schemas: dict[str, Schema]) -> dict[str, Schema]:
 
 def endpoint_document(endpoint: Endpoint, door: Door) -> Schema:
     """Return the OpenAPI document of one endpoint in fal's shape; its server is the door it was asked at."""
-    one = f"/{endpoint.id}/requests/{{request_id}}"
-    request_id = {
-        "name": "request_id",
-        "in": "path",
-        "required": True,
-        "schema": text("Request ID"),
-    }
-    logs = {
-        "name": "logs",
-        "in": "query",
-        "required": False,
-        "schema": {"type": "number", "description": "1 or true: with the log lines so far."},
-    }
     schemas = {
         "QueueStatus": QUEUE_STATUS,
         "LogEntry": LOG_ENTRY,
@@ -167,37 +154,54 @@ def endpoint_document(endpoint: Endpoint, door: Door) -> Schema:
             },
         },
         "components": {"securitySchemes": {"apiKeyAuth": API_KEY}, "schemas": schemas},
-        "paths": {
-            f"{one}/status": {
-                "get": {
-                    "parameters": [request_id, logs],
-                    "responses": {
-                        "202": answer("Waiting or running.", "QueueStatus"),
-                        "200": answer("Completed.", "QueueStatus"),
-                    },
-                }
-            },
-            f"{one}/cancel": {
-                "put": {
-                    "parameters": [request_id],
-                    "responses": {"202": answer("It will be cancelled.", "CancelAnswer")},
-                }
-            },
-            f"/{endpoint.id}": {
-                "post": {
-                    "requestBody": {"required": True, "content": json_of(input_name(endpoint))},
-                    "responses": {"200": answer("The request status.", "QueueStatus")},
-                }
-            },
-            one: {
-                "get": {
-                    "parameters": [request_id],
-                    "responses": {"200": answer("The result.", output_name(endpoint))},
-                }
-            },
-        },
+        "paths": _queue_paths(endpoint),
         "servers": [{"url": door.bases.queue}],
         "security": [{"apiKeyAuth": []}],
+    }
+
+
+def _queue_paths(endpoint: Endpoint) -> Schema:
+    one = f"/{endpoint.id}/requests/{{request_id}}"
+    request_id = {
+        "name": "request_id",
+        "in": "path",
+        "required": True,
+        "schema": text("Request ID"),
+    }
+    logs = {
+        "name": "logs",
+        "in": "query",
+        "required": False,
+        "schema": {"type": "number", "description": "1 or true: with the log lines so far."},
+    }
+    return {
+        f"{one}/status": {
+            "get": {
+                "parameters": [request_id, logs],
+                "responses": {
+                    "202": answer("Waiting or running.", "QueueStatus"),
+                    "200": answer("Completed.", "QueueStatus"),
+                },
+            }
+        },
+        f"{one}/cancel": {
+            "put": {
+                "parameters": [request_id],
+                "responses": {"202": answer("It will be cancelled.", "CancelAnswer")},
+            }
+        },
+        f"/{endpoint.id}": {
+            "post": {
+                "requestBody": {"required": True, "content": json_of(input_name(endpoint))},
+                "responses": {"200": answer("The request status.", "QueueStatus")},
+            }
+        },
+        one: {
+            "get": {
+                "parameters": [request_id],
+                "responses": {"200": answer("The result.", output_name(endpoint))},
+            }
+        },
     }
 
 

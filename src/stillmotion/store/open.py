@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from stillmotion.clock import Clock, SystemClock
 from stillmotion.errors import DataRefused, UserError
@@ -25,7 +24,7 @@ from stillmotion.store.databases import is_sqlite, open_readers, open_writer, sq
 from stillmotion.store.marks import Marks
 from stillmotion.store.migrate import bring_up_to_date
 from stillmotion.store.readers import Readers
-from stillmotion.store.waiting import UNAVAILABLE, unavailable
+from stillmotion.store.waiting import is_unavailable, unavailable
 from stillmotion.store.writer import Writer
 
 T = TypeVar("T")
@@ -66,8 +65,10 @@ class Store:
         try:
             with self._reading.connect() as conn, conn.begin():
                 return operation(conn)
-        except (*UNAVAILABLE, PoolTimeout) as error:
-            raise unavailable(error) from error
+        except SQLAlchemyError as error:
+            if is_unavailable(error):
+                raise unavailable(error) from error
+            raise
 
     async def close(self) -> None:
         """Finish what is under way, fail what waits, close every connection."""

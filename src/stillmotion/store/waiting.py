@@ -10,17 +10,15 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeGuard
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, DBAPIError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from stillmotion.errors import StoreUnavailable
 
 Loop = asyncio.AbstractEventLoop
-
-#: The database's trouble and not the operation's; a PostgreSQL that became a standby answers InternalError.
-UNAVAILABLE = (OperationalError, InternalError)
 
 
 class Waiting:
@@ -108,6 +106,12 @@ def release(settled: Sequence[Waiting]) -> None:
 def _release_here(group: Sequence[Waiting]) -> None:
     for waiting in group:
         waiting.release()
+
+
+def is_unavailable(error: Exception) -> TypeGuard[SQLAlchemyError]:
+    """Tell the database's trouble from the operation's."""
+    # A PostgreSQL that became a standby answers InternalError, a damaged SQLite file DatabaseError itself.
+    return isinstance(error, OperationalError | InternalError | PoolTimeout) or type(error) is DatabaseError
 
 
 def unavailable(error: SQLAlchemyError) -> StoreUnavailable:

@@ -19,7 +19,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from stillmotion.store.waiting import UNAVAILABLE, Line, Waiting, release, unavailable
+from stillmotion.store.waiting import Line, Waiting, is_unavailable, release, unavailable
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class _Savepoint:
             if isinstance(error, SQLAlchemyError):
                 return False
             raise
-        self._waiting.error = unavailable(error) if isinstance(error, UNAVAILABLE) else error
+        self._waiting.error = unavailable(error) if is_unavailable(error) else error
         return True
 
 

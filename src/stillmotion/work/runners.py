@@ -15,12 +15,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from stillmotion.clock import Clock
 from stillmotion.errors import RunnerGone
 from stillmotion.runner import LINE_LIMIT
+from stillmotion.settings import shell_environment
 from stillmotion.types import Assignment, Failure, Film, Level, LogLine
 
 #: How long a child that has ended may still have messages in its socket.
@@ -34,6 +35,10 @@ PRINTED_LINE_CHARS = 4096
 READ_BYTES = 65536
 #: Reads of one pipe before others get their turn.
 READS = 16
+
+#: glibc hands large freed blocks back to the system at once, and each new tensor faults its pages in again:
+#: a feed-forward over 12,800 tokens takes 20 ms of CPU instead of 6 (docs/performance.md).
+KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(4 << 30), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 
 log = logging.getLogger("stillmotion.worker")
 
@@ -85,18 +90,16 @@ class Notes:
 
 
 class Printed:
-    """One of the child's output pipes, cut into lines."""
+    """One of the child's output pipes, cut into lines; takes over the descriptor."""
 
-    def __init__(self, say: Callable[[str, Level], None], level: Level) -> None:
+    def __init__(self, pipe: int, say: Callable[[str, Level], None], level: Level) -> None:
+        self._pipe = pipe
         self._say = say
         self._level = level
         self._rest = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._pipe, self.child_end = os.pipe()
-        os.set_blocking(self._pipe, False)
-
-    def listen(self) -> None:
-        asyncio.get_running_loop().add_reader(self._pipe, self.drain)
+        os.set_blocking(pipe, False)
+        asyncio.get_running_loop().add_reader(pipe, self.drain)
 
     def drain(self) -> None:
         """Take what the pipe holds now."""
@@ -149,32 +152,35 @@ class Runner:
         self._last_line = ""
         self._answer: asyncio.Future[Reply] | None = None
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._printed = (Printed(self._say, Level.STDOUT), Printed(self._say, Level.STDERR))
+        self._printed: tuple[Printed, ...] = ()
 
     async def start(self, engine: str, opening: Mapping[str, Any]) -> None:
-        ours, theirs = socket.socketpair()
-        try:
+        """Start the child; raises OSError with nothing left open."""
+        with ExitStack() as given, ExitStack() as kept:
+            pipes: list[tuple[int, int]] = []
+            for _ in range(2):
+                pipes.append(os.pipe())
+                kept.callback(os.close, pipes[-1][0])
+                given.callback(os.close, pipes[-1][1])
+            here, there = socket.socketpair()
+            kept.enter_context(here)
+            given.enter_context(there)
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-u", "-m", "stillmotion.runner", "--engine", engine),
-                *("--fd", str(theirs.fileno()), "--parent", str(os.getpid())),
+                *("--fd", str(there.fileno()), "--parent", str(os.getpid())),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=self._printed[0].child_end,
-                stderr=self._printed[1].child_end,
-                pass_fds=(theirs.fileno(),),
+                stdout=pipes[0][1],
+                stderr=pipes[1][1],
+                pass_fds=(there.fileno(),),
                 start_new_session=True,
+                env=shell_environment() | KEEP_FREED_MEMORY,
             )
-        except OSError as error:
-            ours.close()
-            for pipe in self._printed:
-                pipe.close()
-            raise RunnerGone(f"could not be started: {error}") from error
-        finally:
-            theirs.close()
-            for pipe in self._printed:
-                os.close(pipe.child_end)
-        for pipe in self._printed:
-            pipe.listen()
-        self._lines, self._socket = await asyncio.open_unix_connection(sock=ours, limit=LINE_LIMIT)
+            kept.pop_all()
+        levels = (Level.STDOUT, Level.STDERR)
+        self._printed = tuple(
+            Printed(ours, self._say, level) for (ours, _), level in zip(pipes, levels, strict=True)
+        )
+        self._lines, self._socket = await asyncio.open_unix_connection(sock=here, limit=LINE_LIMIT)
         self._life = asyncio.create_task(self._live())
         self._send({"type": "open", **opening})
 
@@ -273,6 +279,8 @@ class Runner:
         try:
             while line := await self._lines.readline():
                 self._quiet_s = 0.0
+                if not line.endswith(b"\n"):
+                    break  # killed in the middle of a line
                 self._take(json.loads(line))
         except OSError:
             pass
@@ -337,7 +345,10 @@ class Runner:
 async def start_runner(
     engine: str, device: str, opening: Mapping[str, Any], on_gone: Callable[[], None]
 ) -> Runner:
-    """Start a child and tell it what to open; await `opened` before giving it work."""
+    """Start a child and tell it what to open; await `opened` before giving it work. Raises RunnerGone."""
     runner = Runner(device, on_gone)
-    await runner.start(engine, opening)
+    try:
+        await runner.start(engine, opening)
+    except OSError as error:
+        raise RunnerGone(f"could not be started: {error}") from error
     return runner

@@ -71,6 +71,8 @@ class Worker:
         self._news = asyncio.Event()
         self._ending = asyncio.Event()
         self._stopped = False
+        #: Why the store did not take the last write that had to do with work.
+        self._trouble: str | None = None
         self._lanes = [Lane(device, self._ending, lambda: wakeup.notify("queue")) for device in devices]
 
     async def run(self) -> None:
@@ -112,6 +114,8 @@ class Worker:
     def readiness(self) -> Readiness:
         if self._ending.is_set():
             return Readiness(ready=False, reason="the server is shutting down")
+        if self._trouble is not None:
+            return Readiness(ready=False, reason=self._trouble)
         ready = [lane.device for lane in self._lanes if lane.ready]
         if ready:
             return Readiness(ready=True, reason=f"ready on {', '.join(ready)}")
@@ -146,7 +150,7 @@ class Worker:
         owner = f"{socket.gethostname()}:{os.getpid()}:{lane.device}"
         now, steady = self._clock.now(), self._clock.steady()
         try:
-            return await self._store.write(
+            claimed = await self._store.write(
                 lambda conn: queue.claim_next(
                     conn,
                     profile=self._profile,
@@ -158,8 +162,11 @@ class Worker:
             )
         except StoreUnavailable as error:
             log.warning("queue not reachable device=%s: %s", lane.device, error)
-            await happens(self._ending, RETRY_LAST_S)
+            self._trouble = str(error)
+            await happens(self._ending, LOOK_S)
             return None
+        self._trouble = None
+        return claimed
 
     # The life of one attempt
 
@@ -312,7 +319,9 @@ class Worker:
                 answers = await self._store.write(write)
             except StoreUnavailable as error:
                 log.warning("leases not renewed running=%d: %s", len(held), error)
+                self._trouble = str(error)
                 return
+            self._trouble = None
             kill_at = self._clock.steady() + self._settings.cancel_grace_s
             for attempt, lines, progress in told:
                 attempt.notes.written(len(lines), progress)
