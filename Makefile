@@ -14,6 +14,7 @@ PARALLEL := -n 2 --dist loadfile
 TEST_ARGS ?=
 # Trials of each gate.
 N ?= 400
+MINUTES ?= 30
 
 setup: .venv/.installed  ## install into .venv; afterwards .venv/bin/stillmotion works
 demo: setup  ## make both videos of the README over HTTP, with the small weights, on the CPU
@@ -41,8 +42,10 @@ conformance: .venv/.installed-dev  ## every fal client by every door, as a table
 	@$(BIN)/python -m pytest tests/conformance$(if $(BASE),/test_matrix.py) $(TEST_ARGS)
 bench: .venv/.installed-dev  ## ready time, stopwatches, seconds per video, status reads, memory; prints a table
 	$(BIN)/python -m bench.serve
+soak: .venv/.installed-dev  ## half an hour at full rate with 1 % faults: does anything grow? (MINUTES=30)
+	$(BIN)/python -m bench.soak --minutes $(MINUTES)
 bench-gpu: setup  ## full-size networks with random weights on CUDA, beside stock diffusers
-	$(BIN)/python bench/gpu.py
+	$(BIN)/python -m bench.gpu
 docs: .venv/.installed-dev  ## write docs/settings.md anew from the settings
 	$(BIN)/python checks/settings_page.py
 train-pocket: .venv/.installed-dev  ## train the small weights from nothing (about 6 hours on one core)
@@ -53,7 +56,7 @@ gates: .venv/.installed-dev  ## hold the small weights against their gates; goes
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: setup demo serve test check lint types conformance bench bench-gpu docs train-pocket gates help
+.PHONY: setup demo serve test check lint types conformance bench soak bench-gpu docs train-pocket gates help
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none is on the PATH."; exit 1; }

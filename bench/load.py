@@ -130,13 +130,14 @@ async def generate(order: Order) -> Figures:
     loop = asyncio.get_running_loop()
     latencies: list[tuple[float, float]] = []
     calls = [order.to_bytes(order.paths[number % len(order.paths)]) for number in range(order.connections)]
-    opened = [
-        await loop.create_connection(
+    connections: list[Connection] = []
+    for call in calls:
+        _, connection = await loop.create_connection(
             lambda call=call: Connection(call, latencies, order.pause_s), order.host, order.port
         )
-        for call in calls
-    ]
-    connections = [connection for _, connection in opened]
+        connections.append(connection)
+        # Clients that pause do not all ask at the same moment.
+        await asyncio.sleep(order.pause_s / order.connections)
     await asyncio.sleep(0 if order.calls else WARM_S)
     begun = time.perf_counter()
     failed = asyncio.gather(*(connection.ended for connection in connections))

@@ -66,6 +66,9 @@ class Receiver:
         class Post(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                if len(body) < int(self.headers["Content-Length"]):
+                    # Its sender was killed meanwhile: nothing arrived.
+                    return
                 answer = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
                 outer.got.put(Call(self.path, dict(self.headers), body))
                 answer(self)

@@ -11,6 +11,7 @@ not one of these is ignored, so any sentence is a prompt:
     crash_at=2     SIGKILL itself at that step          exit_at=2     sys.exit(3)
     hang_at=2      wait for ever                        garbage_at=2  write rubbish into the protocol
     raise_at=2     raise RuntimeError                   refuse_at=2   raise InputRefused for `prompt`
+    memory_at=2    raise MemoryError                    lost_at=2     raise DeviceLost
     until=2        faults happen in attempts up to this one only (default: in all)
     ignore_cancel  never look at the cancel flag
 
@@ -30,7 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stillmotion.errors import InputRefused, WeightsMissing
+from stillmotion.errors import DeviceLost, InputRefused, WeightsMissing
 from stillmotion.reporting import Report
 from stillmotion.types import Assignment, Film
 from stillmotion.video import VideoWriter
@@ -99,6 +100,10 @@ def misbehave(table: Mapping[str, str], step: int) -> None:
         os.write(int(sys.argv[sys.argv.index("--fd") + 1]), b"rubbish, not a message\n")
     if table.get("raise_at") == str(step):
         raise RuntimeError("told to raise by the timetable")
+    if table.get("memory_at") == str(step):
+        raise MemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+    if table.get("lost_at") == str(step):
+        raise DeviceLost("cuda:0 failed: CUDA error: an illegal memory access was encountered")
     if table.get("refuse_at") == str(step):
         raise InputRefused("`prompt` asks to be refused.", field="prompt")
 

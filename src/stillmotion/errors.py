@@ -9,6 +9,7 @@ StillmotionError
 ├── IdempotencyReused    one name for two different submits -> 422 naming the header
 ├── StoreUnavailable     the database did not commit -> 503, nothing acknowledged
 ├── RequestCancelled     raised inside a runner at the next step after a cancel
+├── DeviceLost           raised inside a runner whose device takes no more work from its process
 └── RunnerGone           the runner's process ended or broke its protocol
 """
 
@@ -71,6 +72,10 @@ class StoreUnavailable(StillmotionError):
 
 class RequestCancelled(StillmotionError):
     """The request was cancelled while it ran."""
+
+
+class DeviceLost(StillmotionError):
+    """The device failed in a way that lasts as long as the process; a fresh one may use it."""
 
 
 class RunnerGone(StillmotionError):

@@ -9,8 +9,8 @@ It speaks newline JSON over the inherited socket N, at most LINE_LIMIT bytes a l
          done {film}   failed {failure, trace}   cancelled {}         each with request_id, attempt
 
 Promises: it never outlives its parent (PR_SET_PDEATHSIG, and its socket closing); an exception in the
-engine fails that request alone; what it prints is the worker's to read, on plain pipes. It opens no
-database and no network connection.
+engine fails that request alone, but for DeviceLost, which ends the process; what it prints is the worker's
+to read, on plain pipes. It opens no database and no network connection.
 """
 
 import argparse
@@ -32,13 +32,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from stillmotion.errors import InputRefused, RequestCancelled, StillmotionError
+from stillmotion.errors import DeviceLost, InputRefused, RequestCancelled, StillmotionError
 from stillmotion.reporting import Report
 from stillmotion.types import Assignment, Failure, Film, Level
 
 LINE_LIMIT = 1024 * 1024  # bytes
 TEXT_LIMIT = 32 * 1024  # characters of one log message or traceback
 ALIVE_S = 1.0
+#: How the system says that no more fits: on the disk, in the user's share of it, in one file.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -146,7 +148,12 @@ class Runner:
             load_s=round(time.monotonic() - begun, 3),
         )
         while True:
-            self._make(engine, self._jobs.get())
+            try:
+                self._make(engine, self._jobs.get())
+            except DeviceLost as lost:
+                # Every later request would fail of it, too; this one may run again in a fresh process.
+                self._link.send("fatal", message=str(lost))
+                return 1
 
     def _listen(self) -> None:
         try:
@@ -188,16 +195,24 @@ def _attempt(engine: Engine, assignment: Assignment, telling: Telling) -> tuple[
         return "cancelled", {}
     except InputRefused as refused:
         return "failed", {"failure": asdict(refused.failure)}
+    except DeviceLost:
+        raise
     # The job border: whatever a model raises is that request's failure, and the runner lives on.
     except Exception as error:  # noqa: BLE001
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        message = "The server's disk is full." if full else "The model failed while making this video."
         failure = Failure(
             status=500,
             kind="internal_server_error",
-            message=f"{message} The server's log says more, under request {assignment.request_id}.",
+            message=f"{_reason(error)} The server's log says more, under request {assignment.request_id}.",
         )
         return "failed", {"failure": asdict(failure), "trace": traceback.format_exc()[-TEXT_LIMIT:]}
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "The device has too little memory for this video; a smaller video_size needs less."
+    if isinstance(error, OSError) and error.errno in FULL:
+        return "The server's disk is full."
+    return "The model failed while making this video."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -131,6 +131,12 @@ def test_sync_call_cut_off_by_a_kill_is_cancelled_and_not_made_again(tmp_path: P
         assert "cancelled: its caller's connection went with the server" in server.output()
 
 
+def test_q08_sync_client_that_hangs_up_frees_the_runner_for_the_next(server: Server) -> None:
+    with server.client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post(f"/run/{ENDPOINT}", json={"prompt": ENDLESS}, timeout=1)
+    wait_for(server, submit(server, "a rocket"), "COMPLETED")
+
+
 @pytest.mark.parametrize("fault", ["crash_at=2", "garbage_at=2", "exit_at=2"])
 def test_request_whose_runner_dies_once_is_made_by_the_next_one(server: Server, fault: str) -> None:
     ticket = submit(server, f"steps=4 {fault} until=1")

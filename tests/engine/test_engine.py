@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from stillmotion.engine import Engine
-from stillmotion.errors import RequestCancelled, UserError, WeightsMissing
+from stillmotion.errors import DeviceLost, RequestCancelled, UserError, WeightsMissing
 from stillmotion.profiles import parse_profile
 from stillmotion.types import Assignment, Level, Sampler
 from stillmotion.video import read_frames
@@ -151,3 +151,31 @@ def test_a_device_that_is_not_there_is_refused(cells_folder: Path) -> None:
     profile = parse_profile(tiny.CELLS_PROFILE, Path("x.toml"))
     with pytest.raises(UserError, match="torch sees"):
         Engine(profile, cells_folder, "cuda:63")
+
+
+def break_cuda(*call: object) -> None:
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nfor a reason")
+
+
+def fill_cuda(*call: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def fill_host(*call: object) -> None:
+    torch.empty(10**15)
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"), [(break_cuda, DeviceLost), (fill_cuda, MemoryError), (fill_host, MemoryError)]
+)
+def test_f10_f11_memory_and_devices_that_fail_are_told_apart(
+    cells_engine: Engine, assign: Assign, fault: Callable[..., None], told: type[Exception]
+) -> None:
+    hook = cells_engine.weights.unets[Sampler.LCM].register_forward_pre_hook(fault)
+    try:
+        with pytest.raises(told):
+            cells_engine.make(assign(), Notebook())
+    finally:
+        hook.remove()
+    assert not Path(assign().output).exists()
+    assert cells_engine.make(assign(), Notebook()).frames == tiny.FRAMES

@@ -57,6 +57,11 @@ FIRST_START_POINTS = {
     "schema_before_commit": (When.AFTER, "stillmotion.store.migrate:upgrade"),
     "first_key_before_commit": (When.AFTER, "stillmotion.cli.datadir:write_private"),
 }
+#: Reached by who uploads a file.
+UPLOAD_POINTS = {
+    "upload_before_commit": (When.AFTER, "stillmotion.http.uploads:complete_file"),
+    "upload_committed": (When.AFTER, "stillmotion.http.uploads:Uploads.complete"),
+}
 #: Where a runner dies.
 RUNNER_OPENING, RUNNER_POINTS = "runner_opening", ("runner_film_written",)
 
@@ -134,7 +139,7 @@ def open_pocket(settings: Mapping[str, Any]) -> MinedEngine:
 
 
 if __name__ == "__main__":
-    for point, (when, place) in (SERVER_POINTS | START_POINTS | FIRST_START_POINTS).items():
+    for point, (when, place) in (SERVER_POINTS | START_POINTS | FIRST_START_POINTS | UPLOAD_POINTS).items():
         mine(point, when, place)
     from stillmotion.cli.main import main
 

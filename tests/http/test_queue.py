@@ -1,7 +1,12 @@
 """The queue routes word for word: every key in every state, the codes clients poll by."""
 
-import pytest
+from collections.abc import Callable
+from typing import Any
 
+import pytest
+from sqlalchemy import Connection
+
+from stillmotion.errors import StoreUnavailable
 from stillmotion.store import queue
 from stillmotion.types import Failure
 from tests.http.house import BASE, HQ, ROCKET, TEXT, TURBO, House, png
@@ -41,6 +46,23 @@ async def test_submit_answers_every_key_and_what_it_answered_is_on_disk(house: H
         "fps": 10,
         "video_size": {"width": 1024, "height": 576},
     }
+
+
+async def test_f13_a_submit_whose_position_cannot_be_read_is_kept_and_says_so(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = house.store.read
+
+    async def unsteady(operation: Callable[[Connection], Any]) -> Any:
+        if operation.__qualname__.startswith("QueueRoutes.submit"):
+            raise StoreUnavailable("disk I/O error")
+        return await read(operation)
+
+    monkeypatch.setattr(house.store, "read", unsteady)
+    # A 503 would have said that nothing was kept.
+    ticket = await house.submit()
+    assert ticket["queue_position"] == 0
+    assert house.row(ticket["request_id"]).endpoint == TEXT
 
 
 async def test_trap_3_4_7_status_has_all_keys_an_array_of_logs_and_202_until_completed(house: House) -> None:

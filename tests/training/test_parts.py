@@ -7,11 +7,12 @@ import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler
 
 from stillmotion.engine import samplers
+from stillmotion.profiles import load_profile
 from training import codec, edm, motion, picture, vision
 from training.attention import QuickAttention
 from training.clips import Studio, clips_of, hold, some_frames
 from training.render import film
-from training.train_video import penalty
+from training.train_video import SIGMA_MIN, penalty
 from training.world import FRAMES, Scene
 
 SCENE = Scene("boat", "green", "sea", "rise", bucket=90, light=0.2)
@@ -114,11 +115,14 @@ def test_flicker_of_a_still_cell_counts_more_than_the_same_error_that_stays() ->
     clean = torch.zeros(1, 5, codec.CHANNELS, 4, 4)
     stays = torch.randn(1, 1, codec.CHANNELS, 4, 4).expand_as(clean)
     turns = stays * torch.tensor((1, -1, 1, -1, 1)).view(1, 5, 1, 1, 1)
-    sigma, still, moving = torch.tensor((100.0,)), torch.zeros(1, 5, 1, 4, 4), torch.ones(1, 5, 1, 4, 4)
-    assert penalty(turns, clean, sigma, still) > 3 * penalty(stays, clean, sigma, still)
-    assert torch.allclose(penalty(turns, clean, sigma, moving), penalty(stays, clean, sigma, moving))
+    still, moving = torch.zeros(1, 5, 1, 4, 4), torch.ones(1, 5, 1, 4, 4)
+    assert penalty(turns, clean, still) > 3 * penalty(stays, clean, still)
+    assert torch.allclose(penalty(turns, clean, moving), penalty(stays, clean, moving))
 
 
-def test_lcm_levels_are_those_of_the_engine() -> None:
+def test_films_are_judged_with_the_profile_s_own_levels() -> None:
+    numbers = load_profile("pocket").samplers
+    assert numbers.euler.sigma_min == numbers.lcm.sigma_min == SIGMA_MIN
     for steps in (1, 2, 4, 8):
-        assert edm.lcm_levels(steps) == pytest.approx(samplers.lcm_sigmas(steps, 0.002, 700, 40))
+        wanted = samplers.lcm_sigmas(steps, SIGMA_MIN, numbers.lcm.sigma_max, numbers.lcm.grid)
+        assert edm.lcm_levels(steps, SIGMA_MIN) == pytest.approx(wanted)

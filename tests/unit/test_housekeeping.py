@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert
 
-from stillmotion.cli.housekeeping import drop_unnamed_films, drop_unrecorded_uploads
+from stillmotion.cli.housekeeping import drop_unnamed_films, drop_unrecorded
 from stillmotion.media.store import MediaStore, open_media
 from stillmotion.store import files, queue
 from stillmotion.store.endings import CANCELLED
@@ -80,5 +80,5 @@ async def test_uploads_without_a_record_are_removed_once_old(store: Store, tmp_p
     for name in ("recorded", "f1/part", "orphan", "fresh"):
         await put(media, tmp_path, f"uploads/{name}")
         os.utime(tmp_path / "media" / "uploads" / name, (NOW, NOW + (name == "fresh")))
-    assert await drop_unrecorded_uploads(store, media, NOW + 1) == 1
+    assert await drop_unrecorded(store, media, "uploads", NOW + 1) == 1
     assert await left(media, "uploads") == {"uploads/recorded", "uploads/f1/part", "uploads/fresh"}

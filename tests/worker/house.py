@@ -113,7 +113,10 @@ class House:
         return answer
 
     async def read(self, request: Request) -> Request:
-        found = await self.store.read(lambda conn: queue.get(conn, request.id))
+        return await self.read_id(request.id)
+
+    async def read_id(self, request_id: str) -> Request:
+        found = await self.store.read(lambda conn: queue.get(conn, request_id))
         assert found is not None
         return found
 

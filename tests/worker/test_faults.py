@@ -307,7 +307,7 @@ async def test_a_database_that_drops_its_connections_stops_nothing(postgres_url:
 
 async def test_no_runner_survives_its_killed_worker(sqlite_url: str, tmp_path: Path) -> None:
     lonely = subprocess.Popen(
-        [sys.executable, "-m", "tests.worker.lonely", sqlite_url, str(tmp_path)],
+        [sys.executable, "-m", "tests.worker.lonely", sqlite_url, str(tmp_path), "hang_at=2", "5"],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -16,8 +16,8 @@ from stillmotion.store.retention import drop_old_requests, drop_unstored_request
 log = logging.getLogger(__name__)
 
 EVERY_S = 3600
-#: Some files live for a minute only.
-FILES_EVERY_S = 60
+#: Some files and requests live for a minute only.
+FORGET_EVERY_S = 60
 #: Rows per transaction: others write in between.
 BATCH = 500
 
@@ -47,10 +47,10 @@ async def drop_unnamed_films(store: Store, media: MediaStore) -> int:
     return dropped
 
 
-async def drop_unrecorded_uploads(store: Store, media: MediaStore, before: float) -> int:
-    """Remove uploads written before a time and without a record: their server died before it wrote one."""
+async def drop_unrecorded(store: Store, media: MediaStore, folder: str, before: float) -> int:
+    """Remove files written before a time and without a record: their server died before it wrote one."""
     dropped = 0
-    async for keys in media.keys("uploads", before=before):
+    async for keys in media.keys(folder, before=before):
         orphans = await store.read(lambda conn, keys=keys: unrecorded(conn, keys))
         await media.delete(orphans)
         dropped += len(orphans)
@@ -69,24 +69,23 @@ async def drop_requests(store: Store, before: float, unstored_before: float) -> 
 async def keep_house(
     settings: Settings, store: Store, media: MediaStore, clock: Clock, renew_certificate: Callable[[], None]
 ) -> None:
-    """Do all of it now and every hour, and forget expired files every minute, until cancelled."""
+    """Do all of it now and every hour, and forget what is past its time every minute, until cancelled."""
     due = clock.monotonic()
     while True:
         try:
             now = clock.now()
-            files, requests = await drop_expired_files(store, media, now), 0
+            files = await drop_expired_files(store, media, now)
             if clock.monotonic() >= due:
                 due = clock.monotonic() + EVERY_S
-                # Before their requests are forgotten, for only these tell whose they are.
                 files += await drop_unnamed_films(store, media)
                 # Bytes whose record may be in another database are left for as long as that would keep them.
-                orphaned_before = now - max(settings.upload_days, 1) * DAY_S
-                files += await drop_unrecorded_uploads(store, media, orphaned_before)
-                unstored_before = now - settings.unstored_result_s
-                requests = await drop_requests(store, now - settings.request_days * DAY_S, unstored_before)
+                for folder, days in (("uploads", settings.upload_days), ("films", settings.output_days)):
+                    files += await drop_unrecorded(store, media, folder, now - max(days, 1) * DAY_S)
                 await asyncio.to_thread(renew_certificate)
+            unstored_before = now - settings.unstored_result_s
+            requests = await drop_requests(store, now - settings.request_days * DAY_S, unstored_before)
             if files or requests:
                 log.info("forgot files=%d requests=%d", files, requests)
         except (StoreUnavailable, DataRefused, OSError) as error:
             log.warning("housekeeping was cut short: %s", error)
-        await asyncio.sleep(FILES_EVERY_S)
+        await asyncio.sleep(FORGET_EVERY_S)

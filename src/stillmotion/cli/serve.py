@@ -36,7 +36,7 @@ from stillmotion.cli.datadir import (
 from stillmotion.cli.housekeeping import keep_house
 from stillmotion.cli.listeners import Listener, bind_tcp, bind_unix, quiet_uvicorn
 from stillmotion.clock import SystemClock
-from stillmotion.errors import DataRefused
+from stillmotion.errors import DataRefused, UserError
 from stillmotion.http import wire
 from stillmotion.http.app import build_app
 from stillmotion.http.connect import TunnelConnection
@@ -101,6 +101,7 @@ def serve(settings: Settings, engine: str) -> int:
     for words in (settings.fetch_allow, settings.webhook_allow):
         # Told now, not by the first request that needs it.
         AllowList.parse(words)
+    _check_lent_key(settings)
     lock = Lock(settings.data_dir)
     if not lock.take():
         raise DataRefused(
@@ -115,6 +116,17 @@ def serve(settings: Settings, engine: str) -> int:
         for left in (ADMIN_SOCKET, ANNOUNCEMENT):
             (settings.data_dir / left).unlink(missing_ok=True)
         lock.release()
+
+
+def _check_lent_key(settings: Settings) -> None:
+    """Refuse to lend a key to a whole network unless the operator says to which pages."""
+    lends = settings.proxy_key is not None and "proxy_origins" not in settings.model_fields_set
+    if lends and not is_loopback(settings.host):
+        raise UserError(
+            f"STILLMOTION_PROXY_KEY would open this server to everyone who reaches {settings.host}, key or not: "
+            "name the pages that may borrow it in STILLMOTION_PROXY_ORIGINS (a program can pretend to be one), "
+            "unset it, or bind 127.0.0.1."
+        )
 
 
 async def _serve(settings: Settings, engine: str, began: float) -> int:

@@ -12,11 +12,14 @@ from stillmotion.engine.film import Condition, condition_on, sample_euler, sampl
 from stillmotion.engine.pictures import cover, film_size, native_size, open_picture
 from stillmotion.engine.weights import device_name, fingerprint, load_weights, pick_device, pick_dtype
 from stillmotion.engine.writing import decoded_chunks, write_film
+from stillmotion.errors import DeviceLost
 from stillmotion.profiles import Profile, Size
 from stillmotion.reporting import Report
 from stillmotion.types import Assignment, Film, Level, Sampler
 
 WARM_PROMPT = "warm-up"
+#: What torch's allocator says in a plain RuntimeError when the host's memory does not suffice.
+CPU_MEMORY = "can't allocate memory"
 
 
 class Engine:
@@ -40,7 +43,21 @@ class Engine:
         )
 
     def make(self, assignment: Assignment, report: Report) -> Film:
-        """Make the film and write it to `assignment.output`; same assignment and fingerprint, same bytes."""
+        """Make the film and write it to `assignment.output`; same assignment and fingerprint, same bytes.
+
+        Raises MemoryError for a film that does not fit, DeviceLost when the device is of no more use here.
+        """
+        try:
+            return self._make(assignment, report)
+        except torch.AcceleratorError as error:
+            # CUDA's errors stick to the process: every later call would fail alike.
+            raise DeviceLost(f"{self.device} failed: {str(error).splitlines()[0]}") from error
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or CPU_MEMORY in str(error):
+                raise MemoryError(str(error)) from error
+            raise
+
+    def _make(self, assignment: Assignment, report: Report) -> Film:
         timings: dict[str, float] = {}
         generator = torch.Generator("cpu").manual_seed(assignment.seed)
         frames = self.profile.frames
