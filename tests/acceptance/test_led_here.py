@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stillmotion.http.doors import FAL_HOSTS
+from stillmotion.http.ways.doors import FAL_HOSTS
 from tests.server import ROOT, TIMED_ENGINE, Server, command, environment, run_cli
 
 #: Prints what a program under `run` sees of its environment.

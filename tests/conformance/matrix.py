@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from stillmotion.http.doors import FAL_HOSTS
+from stillmotion.http.ways.doors import FAL_HOSTS
 from tests.conformance.chromium import find_chromium
 from tests.conformance.programs import KEPT, Outcome, outcomes
 from tests.server import ROOT, Server, command

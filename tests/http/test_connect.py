@@ -14,8 +14,8 @@ from cryptography import x509
 
 from stillmotion.cli.listeners import Listener, bind_tcp
 from stillmotion.clock import ManualClock, SystemClock
-from stillmotion.http.connect import HEAD_BYTES, TunnelConnection
-from stillmotion.http.doors import FAL_HOSTS
+from stillmotion.http.ways.connect import HEAD_BYTES, TunnelConnection
+from stillmotion.http.ways.doors import FAL_HOSTS
 from stillmotion.net.tls import LiveCertificate
 from stillmotion.settings import DAY_S
 from tests.http.house import HQ, ROCKET, TEXT, House, png

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from stillmotion.cli.listeners import Listener, bind_tcp
-from stillmotion.http.connection import HEAD_BYTES
+from stillmotion.http.ways.connection import HEAD_BYTES
 from tests.http.house import House
 
 pytestmark = pytest.mark.anyio

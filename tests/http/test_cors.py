@@ -8,7 +8,7 @@ import pytest
 from starlette.routing import Route
 
 from stillmotion.errors import StoreUnavailable
-from stillmotion.http.doors import FAL_HOSTS
+from stillmotion.http.ways.doors import FAL_HOSTS
 from tests.http.house import ROCKET, TEXT, House
 
 pytestmark = pytest.mark.anyio

@@ -8,8 +8,8 @@ import pytest
 from starlette.requests import Request
 
 from stillmotion import keys
-from stillmotion.http.edge import Notes
-from stillmotion.http.strangers import ADDRESSES, Strangers
+from stillmotion.http.ways.edge import Notes
+from stillmotion.http.ways.strangers import ADDRESSES, Strangers
 from stillmotion.store import queue
 from stillmotion.store.retention import drop_old_requests
 from stillmotion.types import State

@@ -9,7 +9,7 @@ import pytest
 from starlette.routing import Match, Route
 
 from stillmotion.endpoints import ENDPOINTS
-from stillmotion.http.operations import Operation, operations
+from stillmotion.http.documents.operations import Operation, operations
 from tests.http.house import HQ, ROCKET, TEXT, TURBO, House
 
 pytestmark = pytest.mark.anyio

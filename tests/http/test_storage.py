@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from stillmotion.http.files import read_range
+from stillmotion.http.storage.downloads import read_range
 from stillmotion.store.files import get_file
 from tests.http.house import BASE, House
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from stillmotion.cli.housekeeping import drop_expired_files
-from stillmotion.http.lifecycle import LONGEST_S, MAX_RULES
+from stillmotion.http.storage.lifecycle import LONGEST_S, MAX_RULES
 from stillmotion.store.files import get_file
 from stillmotion.types import Access, Acl, Lifecycle
 from tests.http.house import ROCKET, TEXT, TURBO, House, png

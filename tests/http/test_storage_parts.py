@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from stillmotion import keys
 from stillmotion.cli.housekeeping import drop_expired_files
-from stillmotion.http import multipart
+from stillmotion.http.storage import multipart
 from stillmotion.store.files import get_file
 from stillmotion.store.tables import upload_part
 from tests.http.house import BASE, House

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stillmotion.http import wire
-from stillmotion.http.pictures import is_available
+from stillmotion.http.storage.lifecycle import is_available
 from stillmotion.store import queue
 from stillmotion.store.files import get_file
 from stillmotion.types import Ending, Failure, Outcome

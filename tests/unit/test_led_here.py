@@ -8,7 +8,7 @@ from stillmotion.cli.datadir import Announcement
 from stillmotion.cli.env import Lead
 from stillmotion.cli.run import check_node, led_here
 from stillmotion.errors import UserError
-from stillmotion.http.doors import FAL_HOSTS
+from stillmotion.http.ways.doors import FAL_HOSTS
 
 TOLD = Announcement(pid=1, http="http://127.0.0.1:8000", https=None, ca="ca.pem", admin="admin.sock")
 LEAD = Lead(TOLD, "id:secret", Path("/data/tls/ca.pem"), Path("/data/tls/bundle.pem"))

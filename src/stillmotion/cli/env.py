@@ -10,7 +10,7 @@ import httpx
 
 from stillmotion.cli.datadir import FIRST_KEY, Announcement, read_announcement
 from stillmotion.errors import UserError
-from stillmotion.http.doors import FAL_HOSTS
+from stillmotion.http.ways.doors import FAL_HOSTS
 from stillmotion.settings import Settings
 
 #: Asked about with a key; the server answers 404 to its own keys and 401 to all others.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from stillmotion.clock import Clock
 from stillmotion.errors import DataRefused, StoreUnavailable
-from stillmotion.http.uploads import folder_of
+from stillmotion.http.storage.uploads import folder_of
 from stillmotion.media.store import MediaStore
 from stillmotion.settings import DAY_S, Settings
 from stillmotion.store.files import drop_files, expired_files, unnamed_films, unrecorded

@@ -17,7 +17,7 @@ from typing import Any
 import uvicorn
 
 from stillmotion.errors import UserError
-from stillmotion.http.connection import Connection
+from stillmotion.http.ways.connection import Connection
 
 #: Clients that poll keep their connection; most proxies close idle ones after 60 s, so we close later.
 KEEP_ALIVE_S = 75

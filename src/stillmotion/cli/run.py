@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stillmotion.cli.env import Lead, find_server
 from stillmotion.errors import UserError
-from stillmotion.http.doors import FAL_HOSTS
+from stillmotion.http.ways.doors import FAL_HOSTS
 from stillmotion.settings import Settings
 
 #: Node reads HTTPS_PROXY from these on, the second for its older line.

@@ -39,9 +39,9 @@ from stillmotion.clock import SystemClock
 from stillmotion.errors import DataRefused, UserError
 from stillmotion.http import wire
 from stillmotion.http.app import build_app
-from stillmotion.http.connect import TunnelConnection
-from stillmotion.http.doors import PLANES, is_loopback
 from stillmotion.http.site import Site
+from stillmotion.http.ways.connect import TunnelConnection
+from stillmotion.http.ways.doors import PLANES, is_loopback
 from stillmotion.media.signing import UploadSigner, load_secret
 from stillmotion.media.store import MediaStore, open_media
 from stillmotion.net.guard import AllowList
@@ -123,9 +123,9 @@ def _check_lent_key(settings: Settings) -> None:
     lends = settings.proxy_key is not None and "proxy_origins" not in settings.model_fields_set
     if lends and not is_loopback(settings.host):
         raise UserError(
-            f"STILLMOTION_PROXY_KEY would open this server to everyone who reaches {settings.host}, key or not: "
-            "name the pages that may borrow it in STILLMOTION_PROXY_ORIGINS (a program can pretend to be one), "
-            "unset it, or bind 127.0.0.1."
+            f"STILLMOTION_PROXY_KEY would open this server to everyone who reaches {settings.host}, key or "
+            "not: name the pages that may borrow it in STILLMOTION_PROXY_ORIGINS (programs can pretend to be "
+            "such a page), unset it, or bind 127.0.0.1."
         )
 
 

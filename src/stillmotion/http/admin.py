@@ -6,8 +6,8 @@ from starlette.routing import Route
 
 from stillmotion.http import wire
 from stillmotion.http.answers import Json, Unknown
-from stillmotion.http.callers import Callers
 from stillmotion.http.site import Site
+from stillmotion.http.ways.callers import Callers
 from stillmotion.store import outbox
 
 #: Most webhooks in one list.

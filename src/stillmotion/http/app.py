@@ -8,23 +8,23 @@ from uvicorn.protocols.http import httptools_impl
 
 from stillmotion.http.admin import AdminRoutes
 from stillmotion.http.answers import ANSWERS
-from stillmotion.http.callers import Callers
-from stillmotion.http.doors import FAL_HOSTS, Doors
-from stillmotion.http.edge import AccessLog, Cors, LastResort, RequestIds
-from stillmotion.http.files import FileRoutes
+from stillmotion.http.documents.openapi import DocumentRoutes
+from stillmotion.http.documents.page import PageRoutes
 from stillmotion.http.health import HealthRoutes
 from stillmotion.http.jwks import JwksRoutes
-from stillmotion.http.multipart import MultipartRoutes
-from stillmotion.http.openapi import DocumentRoutes
-from stillmotion.http.page import PageRoutes
-from stillmotion.http.proxy import ProxyRoutes
-from stillmotion.http.queue import QueueRoutes
-from stillmotion.http.run import RunRoutes
+from stillmotion.http.requests.queue import QueueRoutes
+from stillmotion.http.requests.run import RunRoutes
+from stillmotion.http.requests.streams import StreamRoutes
 from stillmotion.http.site import Site
-from stillmotion.http.storage import StorageRoutes
-from stillmotion.http.streams import StreamRoutes
+from stillmotion.http.storage.downloads import FileRoutes
+from stillmotion.http.storage.multipart import MultipartRoutes
+from stillmotion.http.storage.routes import StorageRoutes
+from stillmotion.http.storage.uploads import Uploads
 from stillmotion.http.tokens import TokenRoutes
-from stillmotion.http.uploads import Uploads
+from stillmotion.http.ways.callers import Callers
+from stillmotion.http.ways.doors import FAL_HOSTS, Doors
+from stillmotion.http.ways.edge import AccessLog, Cors, LastResort, RequestIds
+from stillmotion.http.ways.proxy import ProxyRoutes
 
 __all__ = ["FAL_HOSTS", "Site", "build_app"]
 

@@ -5,8 +5,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stillmotion.http.answers import Json
-from stillmotion.http.edge import notes_of
 from stillmotion.http.site import Site
+from stillmotion.http.ways.edge import notes_of
 
 
 class HealthRoutes:

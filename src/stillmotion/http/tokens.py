@@ -10,9 +10,9 @@ from starlette.routing import Route
 from stillmotion.endpoints import app_of
 from stillmotion.http import wire
 from stillmotion.http.answers import BadInput, Json
-from stillmotion.http.body import read_json
-from stillmotion.http.callers import Callers
 from stillmotion.http.site import Site
+from stillmotion.http.ways.body import read_json
+from stillmotion.http.ways.callers import Callers
 
 #: Longest life of a token, and the one clients ask for.
 LONGEST_S = 3600

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from stillmotion.http.schema import Schema, answer
+from stillmotion.http.documents.schema import Schema, answer
 
 #: What each status of a refusal means; its body is an Error unless said otherwise.
 _REFUSALS = {

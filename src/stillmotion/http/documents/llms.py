@@ -3,9 +3,9 @@
 import json
 
 from stillmotion.endpoints import Endpoint
-from stillmotion.http.doors import Door
-from stillmotion.http.schema import Schema, input_name, model_schemas, output_name
-from stillmotion.http.snippets import base_urls, snippets
+from stillmotion.http.documents.schema import Schema, input_name, model_schemas, output_name
+from stillmotion.http.documents.snippets import base_urls, snippets
+from stillmotion.http.ways.doors import Door
 
 _FENCES = {"curl": "bash", "JavaScript": "javascript", "Python": "python"}
 

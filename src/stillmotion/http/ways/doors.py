@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillmotion.http.answers import Refusal, failed
-from stillmotion.http.edge import notes_of
+from stillmotion.http.ways.edge import notes_of
 from stillmotion.settings import Settings
 from stillmotion.types import Bases
 

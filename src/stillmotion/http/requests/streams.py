@@ -18,14 +18,14 @@ from stillmotion.endpoints import app_of
 from stillmotion.errors import StillmotionError
 from stillmotion.http import wire
 from stillmotion.http.answers import Instead, Refusal
-from stillmotion.http.callers import Callers
-from stillmotion.http.edge import REQUEST_ID, notes_of
-from stillmotion.http.queue import find_owned, wants_logs
-from stillmotion.http.results import answer_result, find_output
-from stillmotion.http.run import METHODS, cancel_request, is_done, read_input
+from stillmotion.http.requests.queue import find_owned, wants_logs
+from stillmotion.http.requests.results import answer_result, find_output
+from stillmotion.http.requests.run import METHODS, cancel_request, is_done, read_input
+from stillmotion.http.requests.submit import accept, find_endpoint
+from stillmotion.http.requests.watch import Look, Watch
 from stillmotion.http.site import Site
-from stillmotion.http.submit import accept, find_endpoint
-from stillmotion.http.watch import Look, Watch
+from stillmotion.http.ways.callers import Callers
+from stillmotion.http.ways.edge import REQUEST_ID, notes_of
 from stillmotion.types import Failure, Outcome, Request
 
 Spelling = Callable[[Look], dict[str, Any]]

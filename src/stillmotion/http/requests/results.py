@@ -6,9 +6,9 @@ from starlette.responses import Response
 
 from stillmotion.http import wire
 from stillmotion.http.answers import Json, failed
-from stillmotion.http.edge import REQUEST_ID
-from stillmotion.http.pictures import is_available
 from stillmotion.http.site import Site
+from stillmotion.http.storage.lifecycle import is_available
+from stillmotion.http.ways.edge import REQUEST_ID
 from stillmotion.store.files import get_file
 from stillmotion.types import Failure, Outcome, Request
 

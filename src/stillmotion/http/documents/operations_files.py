@@ -1,8 +1,8 @@
 """The operations that take files in and give them out."""
 
-from stillmotion.http.multipart import MAX_PARTS
-from stillmotion.http.operation import Operation, header, in_path, query
-from stillmotion.http.schema import Schema, answer, json_of, text
+from stillmotion.http.documents.operation import Operation, header, in_path, query
+from stillmotion.http.documents.schema import Schema, answer, json_of, text
+from stillmotion.http.storage.multipart import MAX_PARTS
 
 _LIFECYCLE = header(
     "X-Fal-Object-Lifecycle",

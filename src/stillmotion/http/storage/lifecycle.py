@@ -67,3 +67,7 @@ def access_to(record: FileRecord, caller: Caller | None) -> Access:
     if record.acl is None or (caller is not None and caller.key_id == record.key_id):
         return Access.ALLOW
     return record.acl.default if caller is None else record.acl.rules.get(caller.key_id, record.acl.default)
+
+
+def is_available(record: FileRecord, now: float) -> bool:
+    return record.complete and (record.expires is None or record.expires > now)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stillmotion.endpoints import Endpoint
-from stillmotion.http.doors import Door
+from stillmotion.http.ways.doors import Door
 
 Schema = dict[str, Any]
 

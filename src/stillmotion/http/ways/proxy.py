@@ -14,8 +14,8 @@ from starlette.routing import Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from stillmotion.http.answers import Refusal
-from stillmotion.http.doors import FAL_HOSTS, Door, Plane, door_of, local_names, through
 from stillmotion.http.site import Site
+from stillmotion.http.ways.doors import FAL_HOSTS, Door, Plane, door_of, local_names, through
 from stillmotion.net.guard import AddressRefused, parse_url
 from stillmotion.types import Bases
 

@@ -11,7 +11,7 @@ from ipaddress import ip_address, ip_network
 from starlette.requests import Request
 
 from stillmotion.clock import Clock
-from stillmotion.http.edge import notes_of
+from stillmotion.http.ways.edge import notes_of
 
 log = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from starlette.routing import Route
 from stillmotion.errors import StillmotionError
 from stillmotion.http import wire
 from stillmotion.http.answers import BadInput, Json, Refusal
-from stillmotion.http.body import read_json
-from stillmotion.http.callers import Callers
-from stillmotion.http.doors import door_of
-from stillmotion.http.files import FILE_ID
 from stillmotion.http.site import Site
-from stillmotion.http.storage import check_address, describe_headers
-from stillmotion.http.uploads import Received, Uploads, too_large
+from stillmotion.http.storage.downloads import FILE_ID
+from stillmotion.http.storage.routes import check_address, describe_headers
+from stillmotion.http.storage.uploads import Received, Uploads, too_large
+from stillmotion.http.ways.body import read_json
+from stillmotion.http.ways.callers import Callers
+from stillmotion.http.ways.doors import door_of
 from stillmotion.media.signing import UploadWay
 from stillmotion.media.store import MediaStore
 from stillmotion.store.files import get_file

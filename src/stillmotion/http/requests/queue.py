@@ -13,13 +13,13 @@ from stillmotion.endpoints import ENDPOINTS, app_of
 from stillmotion.errors import StoreUnavailable
 from stillmotion.http import wire
 from stillmotion.http.answers import Json, Unknown, failed, wrong_method
-from stillmotion.http.body import read_json
-from stillmotion.http.callers import Callers
-from stillmotion.http.edge import REQUEST_ID, notes_of
-from stillmotion.http.results import answer_result
-from stillmotion.http.run import METHODS, cancel_request
+from stillmotion.http.requests.results import answer_result
+from stillmotion.http.requests.run import METHODS, cancel_request
+from stillmotion.http.requests.submit import accept, find_endpoint, read_webhook
 from stillmotion.http.site import Site
-from stillmotion.http.submit import accept, find_endpoint, read_webhook
+from stillmotion.http.ways.body import read_json
+from stillmotion.http.ways.callers import Callers
+from stillmotion.http.ways.edge import REQUEST_ID, notes_of
 from stillmotion.net.guard import AllowList
 from stillmotion.store.logs import read_logs
 from stillmotion.store.position import queue_position

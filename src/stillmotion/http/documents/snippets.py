@@ -3,7 +3,7 @@
 import json
 
 from stillmotion.endpoints import Endpoint
-from stillmotion.http.doors import PLANES, Door
+from stillmotion.http.ways.doors import PLANES, Door
 
 _PYTHON = """\
 import os

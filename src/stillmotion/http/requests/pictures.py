@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from stillmotion import ids
 from stillmotion.errors import InputRefused
-from stillmotion.http.doors import FAL_HOSTS, Door, Plane, local_names
-from stillmotion.http.lifecycle import access_to
 from stillmotion.http.site import Site
+from stillmotion.http.storage.lifecycle import access_to, is_available
+from stillmotion.http.ways.doors import FAL_HOSTS, Door, Plane, local_names
 from stillmotion.images import check_picture, decode_data_uri
 from stillmotion.net.guard import AddressRefused, Target, parse_url
 from stillmotion.settings import DAY_S
@@ -67,10 +67,6 @@ async def take_picture(site: Site, image_url: str, caller: Caller, door: Door) -
             field=_FIELD,
         )
     return Source(f"file:{file_id}")
-
-
-def is_available(record: FileRecord, now: float) -> bool:
-    return record.complete and (record.expires is None or record.expires > now)
 
 
 def _is_our_name(site: Site, target: Target, door: Door) -> bool:

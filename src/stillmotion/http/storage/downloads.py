@@ -10,10 +10,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from stillmotion.http.answers import Refusal
-from stillmotion.http.callers import Callers
-from stillmotion.http.lifecycle import access_to
-from stillmotion.http.pictures import is_available
 from stillmotion.http.site import Site
+from stillmotion.http.storage.lifecycle import access_to, is_available
+from stillmotion.http.ways.callers import Callers
 from stillmotion.media.types import is_inline_safe
 from stillmotion.store.files import get_file
 from stillmotion.types import Access, FileRecord

@@ -15,9 +15,9 @@ from starlette.requests import Request as HttpRequest
 from stillmotion import ids
 from stillmotion.errors import StillmotionError
 from stillmotion.http.answers import Refusal
-from stillmotion.http.body import stream
-from stillmotion.http.lifecycle import read_lifecycle
 from stillmotion.http.site import Site
+from stillmotion.http.storage.lifecycle import read_lifecycle
+from stillmotion.http.ways.body import stream
 from stillmotion.media.store import TooLarge
 from stillmotion.media.types import safe_name, sniff_type
 from stillmotion.settings import DAY_S

@@ -11,7 +11,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from stillmotion.http.answers import failed
-from stillmotion.http.edge import CORS, REQUEST_ID
+from stillmotion.http.ways.edge import CORS, REQUEST_ID
 from stillmotion.types import Failure
 
 #: Most bytes of a request line with its headers, of trailers or of chunk extensions; what comes whole in one

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from stillmotion import keys
 from stillmotion.http import wire
 from stillmotion.http.answers import Refusal
-from stillmotion.http.edge import notes_of
 from stillmotion.http.site import Site
-from stillmotion.http.strangers import Strangers
+from stillmotion.http.ways.edge import notes_of
+from stillmotion.http.ways.strangers import Strangers
 from stillmotion.types import Caller
 
 #: Verified keys remembered at once.

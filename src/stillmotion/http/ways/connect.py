@@ -10,8 +10,8 @@ import re
 import ssl
 from typing import Any
 
-from stillmotion.http.connection import Connection
-from stillmotion.http.doors import FAL_HOSTS
+from stillmotion.http.ways.connection import Connection
+from stillmotion.http.ways.doors import FAL_HOSTS
 
 log = logging.getLogger(__name__)
 

@@ -6,16 +6,16 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from stillmotion.endpoints import ENDPOINTS
-from stillmotion.http import schema as shapes
 from stillmotion.http.answers import Json, unknown_path
-from stillmotion.http.doors import Plane, door_of
-from stillmotion.http.llms import llms_page
-from stillmotion.http.multipart import Completion
-from stillmotion.http.operations import operations
-from stillmotion.http.schema import REF, Schema, record, text
+from stillmotion.http.documents import schema as shapes
+from stillmotion.http.documents.llms import llms_page
+from stillmotion.http.documents.operations import operations
+from stillmotion.http.documents.schema import REF, Schema, record, text
 from stillmotion.http.site import Site
+from stillmotion.http.storage.multipart import Completion
+from stillmotion.http.storage.uploads import Description
 from stillmotion.http.tokens import Wanted
-from stillmotion.http.uploads import Description
+from stillmotion.http.ways.doors import Plane, door_of
 
 _VALIDATION_ERROR = record(
     "ValidationError",

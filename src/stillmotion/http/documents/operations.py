@@ -5,9 +5,9 @@
 """
 
 from stillmotion.endpoints import ENDPOINTS, Endpoint
-from stillmotion.http.operation import FAILURES, Operation, header, in_path, query
-from stillmotion.http.operations_files import file_operations, storage_operations
-from stillmotion.http.schema import (
+from stillmotion.http.documents.operation import FAILURES, Operation, header, in_path, query
+from stillmotion.http.documents.operations_files import file_operations, storage_operations
+from stillmotion.http.documents.schema import (
     REF,
     Schema,
     answer,

@@ -18,10 +18,10 @@ from stillmotion.endpoints import ENDPOINTS, Endpoint
 from stillmotion.errors import StillmotionError
 from stillmotion.http import wire
 from stillmotion.http.answers import BadInput, Refusal, unknown_path
-from stillmotion.http.doors import door_of
-from stillmotion.http.lifecycle import read_lifecycle
-from stillmotion.http.pictures import Source, take_picture
+from stillmotion.http.requests.pictures import Source, take_picture
 from stillmotion.http.site import Site
+from stillmotion.http.storage.lifecycle import read_lifecycle
+from stillmotion.http.ways.doors import door_of
 from stillmotion.net.guard import AddressRefused, AllowList, NameUnknown, parse_url, resolve
 from stillmotion.store.files import add_file
 from stillmotion.store.idempotency import find_replay

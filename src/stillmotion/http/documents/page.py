@@ -8,9 +8,9 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from stillmotion.endpoints import ENDPOINTS, Endpoint
-from stillmotion.http.doors import Door, door_of
+from stillmotion.http.documents.snippets import snippets
 from stillmotion.http.site import Site
-from stillmotion.http.snippets import snippets
+from stillmotion.http.ways.doors import Door, door_of
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --accent: #c2410c; }

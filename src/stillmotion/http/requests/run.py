@@ -8,12 +8,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stillmotion.http.answers import Refusal, wrong_method
-from stillmotion.http.body import read_json
-from stillmotion.http.callers import Callers
-from stillmotion.http.results import answer_result
+from stillmotion.http.requests.results import answer_result
+from stillmotion.http.requests.submit import accept, find_endpoint, query_input
+from stillmotion.http.requests.watch import Watch
 from stillmotion.http.site import Site
-from stillmotion.http.submit import accept, find_endpoint, query_input
-from stillmotion.http.watch import Watch
+from stillmotion.http.ways.body import read_json
+from stillmotion.http.ways.callers import Callers
 from stillmotion.store.queue import cancel
 from stillmotion.types import CancelAnswer, Request, State
 

@@ -10,12 +10,12 @@ from starlette.routing import Route
 
 from stillmotion.http import wire
 from stillmotion.http.answers import BadInput, Json, Refusal
-from stillmotion.http.body import read_json
-from stillmotion.http.callers import UPLOADS, Callers
-from stillmotion.http.doors import door_of
-from stillmotion.http.files import FILE_ID
 from stillmotion.http.site import Site
-from stillmotion.http.uploads import UNTYPED, Description, Uploads
+from stillmotion.http.storage.downloads import FILE_ID
+from stillmotion.http.storage.uploads import UNTYPED, Description, Uploads
+from stillmotion.http.ways.body import read_json
+from stillmotion.http.ways.callers import UPLOADS, Callers
+from stillmotion.http.ways.doors import door_of
 from stillmotion.media.signing import UploadGrant, UploadWay
 from stillmotion.store.files import get_file
 from stillmotion.types import FileRecord

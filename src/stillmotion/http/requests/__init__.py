@@ -1,0 +1,1 @@
+"""Requests: submitted, waited for, streamed, read and cancelled."""

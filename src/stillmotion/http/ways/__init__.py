@@ -1,0 +1,1 @@
+"""How calls come in: hosts and paths, connections, the proxy route, who is calling."""
