@@ -1,5 +1,6 @@
 """Our loop beside diffusers' own pipeline, on the same weights, picture and noise."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from PIL import Image
 
 from stillmotion.engine import Engine
+from stillmotion.engine.codec import Codec
 from stillmotion.engine.film import condition_on, sample_euler
 from stillmotion.engine.pictures import clip_pixels, cover
 from stillmotion.engine.quiet import no_advice
 from stillmotion.engine.writing import decoded_chunks
 from stillmotion.profiles import EulerSampler
 from stillmotion.types import Sampler
+from tests.engine.conftest import Notebook
 
 SIZE = (64, 32)
 STEPS = 3
@@ -100,6 +103,28 @@ def test_clip_sees_what_the_stock_pipeline_shows_it(size: tuple[int, int]) -> No
     deviation = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(1, 3, 1, 1)
     stock = ((_resize_with_antialiasing(picture, (224, 224)) + 1) / 2 - mean) / deviation
     torch.testing.assert_close(shown, stock, atol=1e-4, rtol=0)
+
+
+def test_frames_that_overflow_half_precision_are_decoded_in_float32(kl_engine: Engine) -> None:
+    vae = copy.deepcopy(kl_engine.weights.codec.vae)
+    # Weights that float16 holds, whose sums it does not.
+    vae.decoder.conv_in.weight.mul_(1e4)
+    vae.decoder.half().float()
+    folding = kl_engine.profile.codec
+    half = Codec(copy.deepcopy(vae), folding, torch.float16)
+    single = Codec(vae, folding, torch.float32)
+    latents = torch.randn(1, 4, 4, 4, 8, generator=torch.Generator().manual_seed(2)) * 100
+    notes = Notebook()
+    with torch.inference_mode():
+        assert not torch.isfinite(half.decode(latents[0, :3])).all()
+        frames = torch.cat(list(decoded_chunks(half, latents, 3, notes))).int()
+        exact = torch.cat(list(decoded_chunks(single, latents, 3))).int()
+    assert (frames - exact).abs().max() <= 1
+    assert [line for _, line in notes.lines] == [
+        "frames 1 to 3 overflowed, decoding them in float32",
+        "frames 4 to 4 overflowed, decoding them in float32",
+    ]
+    assert {weight.dtype for weight in half.vae.decoder.parameters()} == {torch.float16}
 
 
 def test_decoding_refuses_what_is_not_a_number(kl_engine: Engine) -> None:

@@ -60,7 +60,18 @@ class Codec:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents (n, C, h, w) of consecutive frames to (n, 3, H, W), about [-1, 1]."""
-        unscaled = (latents / self.scaling).to(self.dtype, memory_format=torch.channels_last)
+        return self._decode(latents, self.dtype)
+
+    def decode_in_float32(self, latents: Tensor) -> Tensor:
+        """Decode as `decode` does, at twice the memory, what overflows half precision."""
+        self.vae.decoder.float()
+        try:
+            return self._decode(latents, torch.float32)
+        finally:
+            self.vae.decoder.to(self.dtype)
+
+    def _decode(self, latents: Tensor, dtype: torch.dtype) -> Tensor:
+        unscaled = (latents / self.scaling).to(dtype, memory_format=torch.channels_last)
         more = {"num_frames": len(unscaled)} if self._takes_frames else {}
         return pixel_shuffle(self.vae.decode(unscaled, **more).sample, self.folding.shuffle_out).float()
 

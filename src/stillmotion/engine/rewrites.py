@@ -81,13 +81,11 @@ class PhaseUpsample(nn.Module):
         phases = functional.conv2d(hidden_states, self.weight, self.bias, padding=1)
         n, channels = phases.shape[0], phases.shape[1] // 4
         # Phase (p, q) of pixel (y, x) stands at row y + p, column x + q of the padded answer.
-        parts = [
-            [phases[:, (2 * p + q) * channels : (2 * p + q + 1) * channels] for q in (0, 1)] for p in (0, 1)
-        ]
+        parts = phases.view(n, 2, 2, channels, height + 1, width + 1)
         out = phases.new_empty(n, channels, height, 2, width, 2)
         for p in (0, 1):
             for q in (0, 1):
-                out[:, :, :, p, :, q] = parts[p][q][:, :, p : p + height, q : q + width]
+                out[:, :, :, p, :, q] = parts[:, p, q, :, p : p + height, q : q + width]
         return out.reshape(n, channels, 2 * height, 2 * width)
 
 
@@ -105,7 +103,7 @@ class SlicedAttention:
         self, attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
     ) -> Tensor:
         def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attention.heads, -1)).transpose(1, 2).flatten(0, 1)
+            return x.view(*x.shape[:2], attention.heads, -1).transpose(1, 2).flatten(0, 1)
 
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = heads(attention.to_q(hidden_states))
@@ -116,7 +114,7 @@ class SlicedAttention:
         for q, k, v in zip(*(x.split(step) for x in (query, key, value)), strict=True):
             scores = torch.bmm(q, k.transpose(1, 2)).to(exact).mul_(attention.scale)
             parts.append(torch.bmm(scores.softmax(-1).to(v.dtype), v))
-        answer = torch.cat(parts).unflatten(0, (-1, attention.heads)).transpose(1, 2).flatten(2)
+        answer = torch.cat(parts).view(-1, attention.heads, *query.shape[1:]).transpose(1, 2).flatten(2)
         return attention.to_out[0](answer)
 
 

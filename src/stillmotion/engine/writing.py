@@ -15,15 +15,29 @@ from stillmotion.profiles import Size
 from stillmotion.reporting import Report
 
 
-def decoded_chunks(codec: Codec, latents: Tensor, chunk: int) -> Iterator[Tensor]:
-    """Decode latents (1, T, C, h, w) to uint8 chunks (n, 3, H, W); the chunk length changes the pixels."""
-    if not bool(torch.isfinite(latents).all()):
+def decoded_chunks(
+    codec: Codec, latents: Tensor, chunk: int, report: Report | None = None
+) -> Iterator[Tensor]:
+    """Decode latents (1, T, C, h, w) to uint8 chunks (n, 3, H, W); the chunk length changes the pixels.
+
+    Frames that overflow the number format are decoded again in float32.
+    """
+    if not _is_finite(latents):
         raise not_finite("The film")
     for first in range(0, latents.shape[1], chunk):
-        frames = codec.decode(latents[0, first : first + chunk])
-        if not bool(torch.isfinite(frames).all()):
+        part = latents[0, first : first + chunk]
+        frames = codec.decode(part)
+        if not _is_finite(frames):
+            if report is not None:
+                report.log(f"frames {first + 1} to {first + len(part)} overflowed, decoding them in float32")
+            frames = codec.decode_in_float32(part)
+        if not _is_finite(frames):
             raise not_finite("The film")
         yield to_bytes(frames)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def write_film(
@@ -47,7 +61,7 @@ def write_film(
         def write(part: Tensor) -> None:
             writer.write(resize_bytes(part, size))
 
-        for frames in decoded_chunks(codec, latents, chunk):
+        for frames in decoded_chunks(codec, latents, chunk, report):
             written.append(encoder.submit(write, frames))
             done += len(frames)
             report.progress("decode", done, total)
