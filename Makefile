@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One process per core of a small machine; files stay whole, so their servers are started once.
 PARALLEL := -n 2 --dist loadfile
 TEST_ARGS ?=
+# Kills of `make faults` with the timed engine.
+KILLS ?= 300
 # Trials of each gate.
 N ?= 400
 MINUTES ?= 30
@@ -46,6 +48,9 @@ soak: .venv/.installed-dev  ## half an hour at full rate with 1 % faults: does a
 	$(BIN)/python -m bench.soak --minutes $(MINUTES)
 bench-gpu: setup  ## full-size networks with random weights on CUDA, beside stock diffusers
 	$(BIN)/python -m bench.gpu
+faults: .venv/.installed-dev  ## kill the server or its runner 300 times under load, 20 with the small weights (KILLS=300)
+	KILLS=$(KILLS) $(BIN)/python -m pytest tests/faults -s $(TEST_ARGS)
+	KILLS=20 KILL_ENGINE=pocket $(BIN)/python -m pytest tests/faults/test_kills.py -s $(TEST_ARGS)
 docs: .venv/.installed-dev  ## write docs/settings.md anew from the settings
 	$(BIN)/python checks/settings_page.py
 train-pocket: .venv/.installed-dev  ## train the small weights from nothing (about 6 hours on one core)
@@ -56,7 +61,7 @@ gates: .venv/.installed-dev  ## hold the small weights against their gates; goes
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: setup demo serve test check lint types conformance bench soak bench-gpu docs train-pocket gates help
+.PHONY: setup demo serve test check lint types conformance bench soak bench-gpu faults docs train-pocket gates help
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none is on the PATH."; exit 1; }

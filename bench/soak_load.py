@@ -7,7 +7,7 @@ calls hold the server to its answers; what a fault is answered is only held to b
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -117,7 +117,7 @@ class Load:
                 await answer.aread()
 
     async def half_upload(self) -> None:
-        async def half() -> Any:
+        async def half() -> AsyncIterator[bytes]:
             yield self._picture[:50]
             raise ConnectionError("the client leaves")
 

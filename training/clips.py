@@ -10,6 +10,8 @@ from training import codec, vision
 from training.render import HALF, backdrop, light_of, render_box, still
 from training.world import BUCKET, CELL, FRAMES, Scene, anchor, draw_scene, pose
 
+STRANGE_SHARE = 0.1
+
 
 class Studio:
     """Films scenes straight into latents: only the cells an object touches are encoded anew."""
@@ -79,7 +81,19 @@ def some_frames(rng: random.Random, count: int) -> list[int]:
 
 def draw_clips(studio: Studio, rng: random.Random, size: tuple[int, int], count: int, length: int) -> Clips:
     scenes = [draw_scene(rng, size) for _ in range(count)]
-    return clips_of(studio, scenes, [some_frames(rng, length) for _ in scenes])
+    clips = clips_of(studio, scenes, [some_frames(rng, length) for _ in scenes])
+    for i in range(count):
+        if rng.random() < STRANGE_SHARE:
+            hold(studio, clips, i, codec.strange_picture(rng, size))
+    return clips
+
+
+def hold(studio: Studio, clips: Clips, i: int, picture: torch.Tensor) -> None:
+    """Let a clip be of a picture from elsewhere, which stands still: nothing in it is known to move."""
+    clips.picture[i] = studio.cells.encode(picture[None])[0]
+    clips.clean[i] = clips.picture[i] * codec.SCALING
+    with torch.no_grad():
+        clips.embedding[i, 0] = vision.embed(studio.eye, vision.squash(picture)[None])[0]
 
 
 def clips_of(studio: Studio, scenes: list[Scene], frames: list[list[int]]) -> Clips:

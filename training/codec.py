@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import interpolate, pixel_shuffle, pixel_unshuffle
 
 from training.world import CELL
 
@@ -139,20 +139,27 @@ def start_decoder(vae: AutoencoderTiny, cells: Cells, pictures: torch.Tensor) ->
     last.bias.data.copy_(solved[CHANNELS].repeat_interleave(UNSHUFFLE**2))
 
 
-def strange_picture(rng: random.Random, size: int) -> torch.Tensor:
-    """Gradients and polygons, so that pictures from elsewhere are not quite unknown."""
+def strange_picture(rng: random.Random, size: tuple[int, int]) -> torch.Tensor:
+    """Polygons, gradients and clouds of all sizes, so that pictures from elsewhere are not quite unknown."""
     from PIL import Image, ImageDraw
 
-    picture = Image.new("RGB", (size, size), tuple(rng.randrange(256) for _ in range(3)))
+    w, h = size
+    picture = Image.new("RGB", size, tuple(rng.randrange(256) for _ in range(3)))
     draw = ImageDraw.Draw(picture)
     for _ in range(rng.randrange(2, 9)):
-        spot = [
-            (rng.uniform(-0.2, 1.2) * size, rng.uniform(-0.2, 1.2) * size) for _ in range(rng.randrange(3, 6))
-        ]
+        spot = [(rng.uniform(-0.2, 1.2) * w, rng.uniform(-0.2, 1.2) * h) for _ in range(rng.randrange(3, 6))]
         draw.polygon(spot, fill=tuple(rng.randrange(256) for _ in range(3)))
-    data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(size, size, 3)
-    ramp = torch.linspace(-rng.random(), rng.random(), size) * 0.25
-    return (data.permute(2, 0, 1) / 255 + ramp[None, :, None]).clamp(0, 1)
+    data = (
+        torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(h, w, 3).permute(2, 0, 1) / 255
+    )
+    data = data + (torch.linspace(-rng.random(), rng.random(), w) * 0.25)[None, None]
+    if rng.random() < 0.5:
+        clouds = sum(
+            interpolate(torch.randn(1, 3, 2**k, 2 ** (k + 1)), (h, w), mode="bilinear")[0] / 1.7**k
+            for k in range(1, 7)
+        )
+        data = torch.lerp(data, 0.5 + 0.25 * clouds, rng.random())
+    return data.clamp(0, 1)
 
 
 def load(folder: Path) -> AutoencoderTiny:

@@ -28,10 +28,15 @@ def clean_from(x: torch.Tensor, answer: torch.Tensor, sigma: torch.Tensor | floa
     return x / (sigma**2 + 1) - answer * sigma / (sigma**2 + 1) ** 0.5
 
 
-def lcm(network: Network, noise: torch.Tensor, steps: int, generator: torch.Generator) -> torch.Tensor:
+def lcm_levels(steps: int, low: float = SIGMA_MIN) -> list[float]:
+    grid = karras(40, low)
+    return [float(grid[i * (40 // steps)]) for i in range(steps)]
+
+
+def lcm(
+    network: Network, noise: torch.Tensor, sigmas: list[float], generator: torch.Generator
+) -> torch.Tensor:
     """Sample as AnimateLCM-SVD does: jump to the clean film, then add fresh noise of the next level."""
-    grid = karras(40)
-    sigmas = [float(grid[i * (40 // steps)]) for i in range(steps)]
     x = noise * (SIGMA_MAX**2 + 1) ** 0.5
     for number, sigma in enumerate(sigmas):
         clean = clean_from(x, network(scaled(x, sigma), sigma), sigma)

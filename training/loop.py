@@ -7,6 +7,7 @@ with those; the optimizer's moments are then lost and a short warm-up covers for
 import argparse
 import csv
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -115,6 +116,8 @@ class Run:
         self.path = STATE / f"{part}.pt"
         self.started = self.saved = time.monotonic()
         self.losses: list[float] = []
+        self.asked_to_stop = False
+        signal.signal(signal.SIGTERM, self._stop)
         STATE.mkdir(exist_ok=True)
         if self.path.exists():
             self._resume()
@@ -144,8 +147,12 @@ class Run:
     def spent(self) -> float:
         return (time.monotonic() - self.started) / self.seconds
 
+    def _stop(self, number: int, frame: object) -> None:
+        self.asked_to_stop = True
+
     def going(self) -> bool:
-        return self.spent < 1
+        """Whether time is left; a SIGTERM ends the run early, with its last step saved."""
+        return self.spent < 1 and not self.asked_to_stop
 
     def rate(self) -> float:
         """Warm up, stay, then fall to a twentieth over the last part of this run's time."""

@@ -6,6 +6,7 @@ import torch
 
 from training import codec, edm, motion, picture, text, vision
 from training.train_picture import Words
+from training.train_video import SIGMA_MIN
 from training.world import CELL, FRAMES
 
 
@@ -57,7 +58,7 @@ class Maker:
 
         noise = torch.randn(conditioning.shape, generator=generator)
         if euler:
-            made = edm.euler(network, noise, [float(s) for s in edm.karras(steps)])
+            made = edm.euler(network, noise, [float(s) for s in edm.karras(steps, SIGMA_MIN)])
         else:
-            made = edm.lcm(network, noise, steps, generator)
+            made = edm.lcm(network, noise, edm.lcm_levels(steps, SIGMA_MIN), generator)
         return (codec.decode(self.vae, made[0] / codec.SCALING) / 2 + 0.5).clamp(0, 1)

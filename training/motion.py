@@ -86,5 +86,11 @@ def let_choose(unet: UNetSpatioTemporalConditionModel) -> list[ChosenFrames]:
     return found
 
 
+def choose(choosers: list[ChosenFrames], frames: torch.Tensor | None) -> None:
+    """Let clips be these B x T frames of the film; None is all of it."""
+    for chooser in choosers:
+        chooser.frames = None if frames is None else frames.flatten()
+
+
 def load(folder: Path) -> UNetSpatioTemporalConditionModel:
     return UNetSpatioTemporalConditionModel.from_pretrained(folder).eval().requires_grad_(False)

@@ -22,7 +22,7 @@ def crop(rng: random.Random) -> torch.Tensor:
     """A square of 7 x 7 cells from any frame of any scene, most often around the object."""
     side = CROP * CELL
     if rng.random() < 0.1:
-        return codec.strange_picture(rng, side)
+        return codec.strange_picture(rng, (side, side))
     scene = draw_scene(rng)
     frame = rng.choice((0, rng.randrange(FRAMES)))
     x, y = anchor(scene)

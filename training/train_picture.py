@@ -12,6 +12,7 @@ from training.captions import KINDS, describe, shown
 from training.clips import Studio
 from training.loop import STATE, WEIGHTS, Run, muon, questions
 from training.sheets import save_sheet
+from training.train_text import draw_caption
 from training.world import Scene, draw_scene, draw_size
 
 NOT_NAMED = 0.1
@@ -46,7 +47,7 @@ def settled(scene: Scene) -> Scene:
 def loss_of(
     unet: torch.nn.Module, studio: Studio, words: Words, scenes: list[Scene], rng: random.Random
 ) -> torch.Tensor:
-    told = [describe(s, rng, rng.choice((0.0, 0.12, 0.5))) for s in scenes]
+    told = [draw_caption(s, rng) for s in scenes]
     captions = ["" if rng.random() < NOT_NAMED else caption.text for caption in told]
     scenes = [
         shown(s, c) if words_given else s for s, c, words_given in zip(scenes, told, captions, strict=True)

@@ -5,15 +5,18 @@ padding after it, so that every padding token carries the whole sentence to the 
 """
 
 import random
+from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from training import text
-from training.captions import KINDS, describe, target
+from training.captions import KINDS, Caption, describe, target
+from training.foreign import foreign_caption, with_foreign_words
 from training.loop import STATE, WEIGHTS, Run, muon, questions
-from training.world import draw_scene
+from training.world import Scene, draw_scene
 
 FOLDER = STATE / "text"
 COUNTS = [len(values) + 1 for values in KINDS.values()]
@@ -29,9 +32,18 @@ class Tower(nn.Module):
         return list(self.embed_heads(features).split(COUNTS, -1))
 
 
+def draw_caption(scene: Scene, rng: random.Random) -> Caption:
+    """Most often a caption of the vocabulary alone; some have foreign words, some nothing else."""
+    kind = rng.random()
+    if kind < 0.1:
+        return Caption(foreign_caption(rng, kept_back=False), frozenset())
+    caption = describe(scene, rng, rng.choice((0.0, 0.12, 0.5)))
+    return replace(caption, text=with_foreign_words(caption.text, rng)) if kind < 0.25 else caption
+
+
 def batch(rng: random.Random, tokenizer: text.CLIPTokenizer, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     scenes = [draw_scene(rng) for _ in range(size)]
-    captions = [describe(s, rng, rng.choice((0.0, 0.12, 0.5))) for s in scenes]
+    captions = [draw_caption(s, rng) for s in scenes]
     labels = torch.tensor([target(s, c) for s, c in zip(scenes, captions, strict=True)])
     return text.tokens(tokenizer, [c.text for c in captions]), labels
 
@@ -54,8 +66,31 @@ def accuracy(tower: Tower, tokenizer: text.CLIPTokenizer) -> dict[str, float]:
     }
 
 
+def moved(tower: Tower, kept: Tower, ids: torch.Tensor) -> torch.Tensor:
+    """How far the tower has moved from where the first-frame model learned to read it."""
+    with torch.no_grad():
+        before = kept.model(ids).last_hidden_state
+    return (tower.model(ids).last_hidden_state - before).square().mean()
+
+
+def astray(tower: Tower, kept: Tower, tokenizer: text.CLIPTokenizer, rng: random.Random) -> torch.Tensor:
+    """How far captions with foreign words end from where those without ended, which can be drawn.
+
+    Of a wholly foreign one nothing is left but "something".
+    """
+    plain = [describe(draw_scene(rng), rng).text for _ in range(16)]
+    said = [with_foreign_words(words, rng) for words in plain]
+    said += [foreign_caption(rng, kept_back=False) for _ in range(16)]
+    ids, without = text.tokens(tokenizer, said), text.tokens(tokenizer, plain + ["something"] * 16)
+    padding = ((ids == tokenizer.eos_token_id) & (without == tokenizer.eos_token_id))[..., None]
+    with torch.no_grad():
+        wanted = kept.model(without).last_hidden_state
+    return ((tower.model(ids).last_hidden_state - wanted).square() * padding).mean()
+
+
 def main() -> None:
     ask = questions(5)
+    ask.add_argument("--anchor", type=float, default=0.0, help="hold what known captions say this firmly")
     told = ask.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(2)
@@ -69,11 +104,17 @@ def main() -> None:
     if told.from_shipped:
         run.begin_from(WEIGHTS / "text_to_image" / "text_encoder" / "model.safetensors", "model.")
     rng = random.Random(2000 + run.step)
+    kept = deepcopy(tower).eval()
+    kept.load_state_dict(run.average)
     while run.going():
         ids, labels = batch(rng, tokenizer, 64)
         loss = torch.zeros(())
         for found in reads(tower, ids, tokenizer.eos_token_id, rng):
             loss = loss + sum(cross_entropy(s, labels[:, i]) for i, s in enumerate(found))
+        if told.anchor:
+            plain = [describe(draw_scene(rng), rng).text for _ in range(32)]
+            drift = moved(tower, kept, text.tokens(tokenizer, plain)) + astray(tower, kept, tokenizer, rng)
+            loss = loss + told.anchor * drift
         run.learn(loss)
         if run.due(60):
             run.save(**run.with_average(lambda: accuracy(tower, tokenizer)))

@@ -1,10 +1,11 @@
 """Train the film model: `python -m training.train_video --minutes 90`.
 
 A clip is a few of the 25 frames at their true positions. Given picture, embedding and bucket a film of this
-world is all but decided, so high noise levels are plain regression and few steps need no distillation.
+world is all but decided, so training is plain regression at high noise, and few steps need no distillation.
 """
 
 import random
+from dataclasses import dataclass
 
 import torch
 
@@ -12,19 +13,14 @@ from training import codec, edm, motion, vision
 from training.attention import QuickAttention
 from training.clips import Clips, Studio, clips_of, draw_clips
 from training.loop import STATE, WEIGHTS, Run, muon, questions
+from training.motion import choose
 from training.world import FRAMES, draw_scene, draw_size
 
 FPS_IDS = (5.0, 6.0)
+#: The samplers end here, see docs/decisions/0023: below, the noise would have to pass through the network.
+SIGMA_MIN = 4.0
 LEVEL_WEIGHT = 8.0
-
-
-def draw_sigmas(count: int) -> torch.Tensor:
-    """Mostly the levels where the film is decided, some where it is cleaned."""
-    bands = torch.multinomial(torch.tensor((0.55, 0.27, 0.18)), count, replacement=True)
-    levels = torch.stack(
-        [edm.log_uniform(count, *band) for band in ((12, edm.SIGMA_MAX), (0.3, 12), (0.004, 0.3))]
-    )
-    return levels.gather(0, bands[None])[0]
+FLICKER_WEIGHT = 30.0
 
 
 def draw_augmentation(count: int) -> torch.Tensor:
@@ -33,68 +29,87 @@ def draw_augmentation(count: int) -> torch.Tensor:
     return torch.where(kind < 0.75, torch.full((count,), 0.02), wide)
 
 
-def weights_of(clips: Clips) -> torch.Tensor:
-    """Cells that change over the clip count up to five times."""
-    change = (clips.clean - clips.picture[:, None] * codec.SCALING).abs().mean(2, keepdim=True)
-    return 1 + 4 * (1.5 * change).clamp(max=1)
+def change_of(clips: Clips) -> torch.Tensor:
+    """How far each cell is from the picture's, from 0 to 1."""
+    away = (clips.clean - clips.picture[:, None] * codec.SCALING).abs().mean(2, keepdim=True)
+    return (1.5 * away).clamp(max=1)
 
 
-def answer(
-    unet: torch.nn.Module,
-    x: torch.Tensor,
-    sigma: torch.Tensor,
-    clips: Clips,
-    augmented: torch.Tensor,
-    augmentation: torch.Tensor,
-    fps: torch.Tensor,
-    kept: torch.Tensor,
-) -> torch.Tensor:
-    """Ask the network the way SVD is asked; where `kept` is 0 the conditioning is zeroed."""
-    length = x.shape[1]
-    conditioning = (augmented * kept[:, None, None, None])[:, None].expand(-1, length, -1, -1, -1)
-    ids = torch.stack((fps, clips.buckets, augmentation), 1)
+@dataclass
+class Told:
+    """What the network is told beside the noisy film, the way SVD is told it."""
+
+    picture: torch.Tensor
+    embedding: torch.Tensor
+    ids: torch.Tensor
+
+
+def told_of(clips: Clips, fps: torch.Tensor, augmentation: torch.Tensor, noise: torch.Tensor) -> Told:
+    picture = clips.picture + augmentation[:, None, None, None] * noise
+    return Told(picture, clips.embedding, torch.stack((fps, clips.buckets, augmentation), 1))
+
+
+def estimate(unet: torch.nn.Module, x: torch.Tensor, sigma: torch.Tensor, told: Told) -> torch.Tensor:
+    """The network's guess of the clean film."""
+    wide = sigma.view(-1, 1, 1, 1, 1)
+    conditioning = told.picture[:, None].expand(-1, x.shape[1], -1, -1, -1)
     with torch.autocast("cpu", torch.bfloat16):
-        return unet(
-            torch.cat((edm.scaled(x, sigma.view(-1, 1, 1, 1, 1)), conditioning), 2),
+        made = unet(
+            torch.cat((edm.scaled(x, wide), conditioning), 2),
             0.25 * sigma.log(),
-            encoder_hidden_states=clips.embedding * kept[:, None, None],
-            added_time_ids=ids,
-        ).sample.float()
+            encoder_hidden_states=told.embedding,
+            added_time_ids=told.ids,
+        ).sample
+    return edm.clean_from(x, made.float(), wide)
+
+
+def penalty(made: torch.Tensor, clean: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Squared error in which cells that change count up to five times, plus what the eye minds most.
+
+    That is a frame a shade off as a whole, and a still cell that differs between frames: small squares both.
+    """
+    error = made - clean
+    level = error.mean((3, 4)).square()
+    flicker = (1 - change) * (error - error.mean(1, keepdim=True)).square()
+    squares = (1 + 4 * change) * error.square()
+    return squares.mean() + LEVEL_WEIGHT * level.mean() + FLICKER_WEIGHT * flicker.mean()
 
 
 def loss_of(unet: torch.nn.Module, studio: Studio, clips: Clips) -> torch.Tensor:
     count = len(clips.clean)
-    sigma, augmentation = draw_sigmas(count), draw_augmentation(count)
-    augmented = clips.picture + augmentation[:, None, None, None] * studio.cells.augmentation(clips.picture)
     fps = torch.tensor(FPS_IDS)[torch.randint(len(FPS_IDS), (count,))]
-    kept = (torch.rand(count) > 0.08).float()
-    noise = torch.randn_like(clips.clean)
-    wide = sigma.view(-1, 1, 1, 1, 1)
-    made = answer(unet, clips.clean + wide * noise, sigma, clips, augmented, augmentation, fps, kept)
-    error = made - edm.target(clips.clean, noise, wide)
-    # The eye sees a frame that is a shade off as a whole; squares of single cells hardly do.
-    level = error.mean((3, 4)).square().mean()
-    return (weights_of(clips) * error.square()).mean() + LEVEL_WEIGHT * level
+    told = told_of(clips, fps, draw_augmentation(count), studio.cells.augmentation(clips.picture))
+    sigma = edm.log_uniform(count, SIGMA_MIN, edm.SIGMA_MAX)
+    x = clips.clean + sigma.view(-1, 1, 1, 1, 1) * torch.randn_like(clips.clean)
+    return penalty(estimate(unet, x, sigma, told), clips.clean, change_of(clips))
 
 
-def judge(unet: torch.nn.Module, studio: Studio, held_out: Clips) -> dict[str, float]:
-    """Squared error of the clean estimate where the film moves and everywhere, and of copying the picture."""
+def judge(unet: torch.nn.Module, held_out: Clips) -> dict[str, float]:
+    """Squared error of the clean film in one step and in four, of copying the picture, and the flicker."""
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(held_out.clean.shape, generator=generator)
     still = held_out.picture[:, None] * codec.SCALING
     moving = ((held_out.clean - still).abs().mean(2, keepdim=True) > 0.1).float()
     count = len(noise)
+    told = told_of(
+        held_out, torch.full((count,), 6.0), torch.full((count,), 0.02), torch.zeros_like(still[:, 0])
+    )
     found = {}
-    for sigma in (700.0, 0.497):
-        level = torch.full((count,), sigma)
-        x = held_out.clean + sigma * noise
-        little = torch.full((count,), 0.02)
-        made = answer(
-            unet, x, level, held_out, held_out.picture, little, torch.full((count,), 6.0), torch.ones(count)
-        )
-        error = (edm.clean_from(x, made, sigma) - held_out.clean).square()
-        found[f"moving_{sigma:g}"] = float((error * moving).sum() / moving.sum() / codec.CHANNELS)
-        found[f"all_{sigma:g}"] = float(error.mean())
+
+    def note(name: str, made: torch.Tensor) -> None:
+        error = (made - held_out.clean).square()
+        found[f"moving_{name}"] = float((error * moving).sum() / moving.sum() / codec.CHANNELS)
+        found[f"all_{name}"] = float(error.mean())
+        still_cells = (1 - moving.amax(1, keepdim=True)).expand_as(moving)
+        spread = (made - made.mean(1, keepdim=True)).square() * still_cells
+        found[f"flicker_{name}"] = float(spread.sum() / still_cells.sum() / codec.CHANNELS)
+
+    made = torch.zeros_like(noise)
+    for number, sigma in enumerate(edm.lcm_levels(4, SIGMA_MIN), 1):
+        made = estimate(unet, made + sigma * noise, torch.full((count,), sigma), told)
+        noise = torch.randn(noise.shape, generator=generator)
+        if number in (1, 4):
+            note(str(number), made)
     copied = (still - held_out.clean).square()
     found["moving_copy"] = float((copied * moving).sum() / moving.sum() / codec.CHANNELS)
     return found
@@ -129,14 +144,12 @@ def main() -> None:
     held_out = held_out_clips(studio)
 
     def look() -> dict[str, float]:
-        for chooser in choosers:
-            chooser.frames = None
-        return judge(unet, studio, held_out)
+        choose(choosers, None)
+        return judge(unet, held_out)
 
     while run.going():
         clips = draw_clips(studio, rng, draw_size(rng), told.clips, told.frames)
-        for chooser in choosers:
-            chooser.frames = clips.frames.flatten()
+        choose(choosers, clips.frames)
         run.learn(loss_of(unet, studio, clips))
         if run.due(300):
             run.save(**run.with_average(look))

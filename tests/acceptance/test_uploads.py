@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.faults.broken_disk import files_end_at
 from tests.server import TIMED_ENGINE, Server, wait_until
 
 PART = os.urandom(3 * 1024 * 1024)
@@ -42,3 +43,17 @@ def test_u03_an_upload_in_parts_outlives_a_kill_and_a_half_sent_file_leaves_noth
             again = client.put(f"{target.path}?{target.query}", content=PART)
             assert again.status_code == 200, "an upload URL that was not used up works still"
             assert client.get(urlsplit(whole["file_url"]).path).content == PART
+
+
+def test_f12_an_upload_the_disk_refuses_is_a_507_and_its_url_works_once_there_is_room(server: Server) -> None:
+    with server.client() as client:
+        given = {"content_type": "application/x-large", "file_name": "large.bin"}
+        told = client.post("/rest/storage/upload/initiate", json=given).json()
+        target = urlsplit(told["upload_url"])
+        address = f"{target.path}?{target.query}"
+        with files_end_at(1000, server.process.pid):
+            refused = client.put(address, content=PART)
+        assert refused.status_code == 507, refused.text
+        assert list((server.data_dir / "media" / ".incoming").iterdir()) == []
+        assert client.put(address, content=PART).status_code == 200
+        assert client.get(urlsplit(told["file_url"]).path).content == PART

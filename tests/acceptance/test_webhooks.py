@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from stillmotion.http import wire
+from stillmotion.signatures import SigningKeys
 from tests.acceptance.calls import ENDPOINT, Ticket, result, wait_for
 from tests.receiver import Call, Receiver, status, verify
 from tests.server import TIMED_ENGINE, Server, run_cli, wait_until
@@ -59,6 +61,29 @@ def test_a_film_is_told_with_its_result_and_fals_signature(server: Server) -> No
         assert (told["request_id"], told["status"]) == (ticket["request_id"], "OK")
         wait_until(lambda: "delivered" in line_of(server, ticket, "--all"), "the mark")
         assert line_of(server, ticket) == ""
+
+
+def test_one_changed_byte_a_stale_time_or_a_swapped_key_fails_for_what_arrived(
+    server: Server, tmp_path: Path
+) -> None:
+    with Receiver() as receiver:
+        submit(server, receiver.url)
+        call = receiver.next()
+    jwks = httpx.get(f"{server.url}/rest/.well-known/jwks.json", trust_env=False).json()
+    assert verify(call.headers, call.body, jwks, call.timestamp)
+    for position in range(len(call.body)):
+        changed = bytearray(call.body)
+        changed[position] ^= 1
+        assert not verify(call.headers, bytes(changed), jwks, call.timestamp)
+    for name in ("Request-Id", "User-Id", "Timestamp", "Signature"):
+        header = f"X-Fal-Webhook-{name}"
+        value = call.headers[header]
+        headers = {**call.headers, header: ("1" if value[0] != "1" else "2") + value[1:]}
+        assert not verify(headers, call.body, jwks, int(headers["X-Fal-Webhook-Timestamp"])), name
+    assert not verify(call.headers, call.body, jwks, call.timestamp + 301)
+    assert not verify(call.headers, call.body, jwks, call.timestamp - 301)
+    swapped = wire.jwks(SigningKeys(tmp_path, time.time()).published())
+    assert not verify(call.headers, call.body, swapped, call.timestamp)
 
 
 def test_a_cancelled_and_a_failed_request_are_told_as_errors(server: Server) -> None:

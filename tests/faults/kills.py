@@ -17,7 +17,7 @@ from tests.faults.load import Load
 from tests.server import Server, wait_until
 
 #: Longest a server may take to be ready, or the next film made, after a kill.
-RECOVERY_S = 60
+RECOVERY_S = 120
 #: A kill comes at most this long after the last one's recovery.
 CALM_S = 0.8
 #: Share of kills that do not wait for recovery: they hit a server or runner that is still starting.

@@ -36,8 +36,8 @@ class When(Enum):
 
 #: Where a server dies. Points named `…_before_commit` lie inside the transaction.
 SERVER_POINTS = {
-    "submit_before_commit": (When.AFTER, "stillmotion.http.submit:submit"),
-    "submit_committed": (When.AFTER, "stillmotion.http.submit:_keep"),
+    "submit_before_commit": (When.AFTER, "stillmotion.http.requests.submit:submit"),
+    "submit_committed": (When.AFTER, "stillmotion.http.requests.submit:_keep"),
     "claim_before_commit": (When.AFTER_GAIN, "stillmotion.store.queue:claim_next"),
     "claim_committed": (When.BEFORE, "stillmotion.work.worker:Worker._serve"),
     "renew_before_commit": (When.AFTER, "stillmotion.store.queue:renew"),
@@ -45,7 +45,7 @@ SERVER_POINTS = {
     "film_published": (When.AFTER, "stillmotion.work.attempts:Attempt.publish_film"),
     "finish_before_commit": (When.AFTER_GAIN, "stillmotion.store.queue:finish"),
     "finish_committed": (When.AFTER_GAIN, "stillmotion.work.worker:Worker._persist"),
-    "cancel_committed": (When.AFTER, "stillmotion.http.queue:cancel_request"),
+    "cancel_committed": (When.AFTER, "stillmotion.http.requests.queue:cancel_request"),
     "webhook_before_send": (When.BEFORE, "stillmotion.webhooks:Sender._post"),
     "webhook_sent": (When.AFTER, "stillmotion.webhooks:Sender._post"),
     "webhook_before_mark_commit": (When.AFTER_GAIN, "stillmotion.store.outbox:delivered"),
@@ -59,8 +59,8 @@ FIRST_START_POINTS = {
 }
 #: Reached by who uploads a file.
 UPLOAD_POINTS = {
-    "upload_before_commit": (When.AFTER, "stillmotion.http.uploads:complete_file"),
-    "upload_committed": (When.AFTER, "stillmotion.http.uploads:Uploads.complete"),
+    "upload_before_commit": (When.AFTER, "stillmotion.http.storage.uploads:complete_file"),
+    "upload_committed": (When.AFTER, "stillmotion.http.storage.uploads:Uploads.complete"),
 }
 #: Where a runner dies.
 RUNNER_OPENING, RUNNER_POINTS = "runner_opening", ("runner_film_written",)

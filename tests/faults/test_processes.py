@@ -1,13 +1,11 @@
 """Processes that stand still, die at their first start, or find a lock or a full queue."""
 
-import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,33 +29,24 @@ LEASE_S = 2
 QUEUED = 10_000
 
 
-@contextmanager
-def stopped(pid: int, seconds: float = 0) -> Iterator[None]:
-    """Stop a process with SIGSTOP for the block, and for some seconds at least."""
-    os.kill(pid, signal.SIGSTOP)
-    until = time.monotonic() + seconds
-    try:
-        yield
-        wait_until(lambda: time.monotonic() > until, "the time to pass")
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 def test_f06_a_server_stopped_past_its_lease_blames_nobody_and_makes_the_film(tmp_path: Path) -> None:
     env = {"STILLMOTION_LEASE_S": str(LEASE_S), "STILLMOTION_HEARTBEAT_S": "0.5"}
     with Server(tmp_path / "data", engine=TIMED_ENGINE, env=env) as server:
         ticket = submit(server, "steps=60 pause=0.05")
         wait_until(lambda: steps_told(status(server, ticket)), "the first step")
-        with stopped(server.process.pid, LEASE_S + 1):
-            pass
+        server.process.send_signal(signal.SIGSTOP)
+        until = time.monotonic() + LEASE_S + 1
+        wait_until(lambda: time.monotonic() > until, "the lease to lapse")
+        server.process.send_signal(signal.SIGCONT)
         told = wait_for(server, ticket, "COMPLETED")
         assert film(server, ticket)[4:8] == b"ftyp"
         assert not any("runner died" in line["message"] for line in told["logs"])
 
 
 @pytest.mark.anyio
-async def test_f06_a_worker_stopped_past_its_lease_is_overtaken_and_publishes_nothing(
-    postgres_url: str, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+async def test_f06_a_worker_that_stops_or_dies_is_overtaken_and_publishes_nothing(
+    postgres_url: str, tmp_path: Path, number: signal.Signals
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     words = [postgres_url, str(one), "steps=60 pause=0.05", str(LEASE_S)]
@@ -68,13 +57,16 @@ async def test_f06_a_worker_stopped_past_its_lease_is_overtaken_and_publishes_no
     assert lonely.stdout.readline() == b"running\n"
     store = open_store(postgres_url)
     request_id = await store.read(lambda conn: conn.execute(select(request.c.id)).scalar_one())
-    began = time.monotonic()
+    lonely.send_signal(number)
+    stopped_at = time.monotonic()
     async with open_house(store, two, lease_s=LEASE_S) as house:
-        with stopped(lonely.pid):
-            row = await house.read_id(request_id)
-            row = await house.ended(row)
-            took_s = time.monotonic() - began
-        await house.until(lambda: not list((one / "scratch").iterdir()), "the one that woke to give up")
+        row = await house.read_id(request_id)
+        await house.becomes(row, lambda row: row.attempt == 2, "overtaken")
+        print(f"overtaken {time.monotonic() - stopped_at:.1f} s after {number.name}, lease {LEASE_S} s")
+        row = await house.ended(row)
+        if number is signal.SIGSTOP:
+            lonely.send_signal(signal.SIGCONT)
+            await house.until(lambda: not list((one / "scratch").iterdir()), "the one that woke to give up")
         after = await house.read(row)
         assert (after.outcome, after.attempt, after.crashes) == (Outcome.OK, 2, 0)
         assert after == row
@@ -84,7 +76,6 @@ async def test_f06_a_worker_stopped_past_its_lease_is_overtaken_and_publishes_no
     lonely.wait()
     lonely.stdout.close()
     await store.close()
-    print(f"made by another worker {took_s:.1f} s after the first was stopped, lease {LEASE_S} s")
 
 
 def readiness(server: Server, code: int) -> str:

@@ -140,10 +140,10 @@ def test_k06_neither_proxy_nor_tunnel_nor_host_header_leads_out(server: Server, 
     assert there.hostname is not None and there.port is not None
     with server.client() as client:
         for url in trap.urls():
-            target = {"x-fal-target-url": url.encode()}
+            target = {b"x-fal-target-url": url.encode()}
             assert client.get("/api/fal/proxy", headers=target).status_code == 400
             host = url.split("/")[2].encode()
-            assert client.get("/healthz", headers={"host": host}).status_code in (200, 400, 421)
+            assert client.get("/healthz", headers={b"host": host}).status_code in (200, 400, 421)
             line = socket.create_connection((there.hostname, there.port), timeout=10)
             with line:
                 line.sendall(b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (host, host))

@@ -15,7 +15,7 @@ from stillmotion.errors import StoreUnavailable
 from stillmotion.store import databases, queue
 from stillmotion.store.open import Store, open_store
 from stillmotion.store.tables import request
-from tests.store.asks import NOW, ask, submit
+from tests.store.asks import NOW, ask, claimed, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -266,6 +266,32 @@ async def test_deadlock_with_another_client_is_tried_again(postgres_url: str) ->
     assert len(tries) >= 2
     other.dispose()
     await store.close()
+
+
+async def test_f06_a_process_that_stops_inside_a_transaction_does_not_keep_its_rows(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "IDLE_TRANSACTION_S", 0.2)
+    stopped, other = open_store(postgres_url), open_store(postgres_url)
+    request_id = submit(stopped, ask()).id
+    assert claimed(stopped).id == request_id
+    renewed, go_on = threading.Event(), threading.Event()
+
+    def renew_and_stop(conn: Connection) -> None:
+        queue.renew(conn, [(request_id, 1)], until=NOW + 60)
+        renewed.set()
+        assert go_on.wait(10)
+
+    stopping = asyncio.ensure_future(stopped.write(renew_and_stop))
+    assert await asyncio.to_thread(renewed.wait, 10)
+    deadline = asyncio.get_running_loop().time() + 10
+    while not await other.write(lambda conn: queue.lapse(conn, NOW, NOW + 40)):
+        assert asyncio.get_running_loop().time() < deadline, "the row stays locked"
+    go_on.set()
+    with pytest.raises(StoreUnavailable):
+        await stopping
+    await stopped.close()
+    await other.close()
 
 
 async def test_constraint_refusal_keeps_its_own_type(store: Store) -> None:

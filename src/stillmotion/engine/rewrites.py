@@ -111,7 +111,8 @@ class SlicedAttention:
         step = max(1, self.SCORES // (query.shape[1] * key.shape[1]))
         exact = torch.promote_types(query.dtype, torch.float32)
         parts: list[Tensor] = []
-        for q, k, v in zip(*(x.split(step) for x in (query, key, value)), strict=True):
+        for first in range(0, len(query), step):
+            q, k, v = (x[first : first + step] for x in (query, key, value))
             scores = torch.bmm(q, k.transpose(1, 2)).to(exact).mul_(attention.scale)
             parts.append(torch.bmm(scores.softmax(-1).to(v.dtype), v))
         answer = torch.cat(parts).view(-1, attention.heads, *query.shape[1:]).transpose(1, 2).flatten(2)

@@ -16,6 +16,9 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 
 #: How long SQLite waits for a lock another process holds before the write fails.
 BUSY_TIMEOUT_S = 5.0
+#: How long PostgreSQL waits for the next statement of a transaction before it ends the session: a process that
+#: was stopped, or whose machine died, must not keep its rows locked against those who take over.
+IDLE_TRANSACTION_S = 10.0
 #: Reading connections, and threads that use them.
 READERS = 4
 #: For every engine: an error's text, which may reach the log, never holds prompts or digests.
@@ -27,7 +30,7 @@ def open_writer(url: URL) -> Engine:
     if not is_sqlite(url):
         # The ping costs a round trip per batch and spares the first batch after a restart of the database.
         engine = create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, **QUIET)
-        event.listen(engine, "connect", _plan_short_statements)
+        event.listen(engine, "connect", _prepare_session)
         return engine
     path = sqlite_path(url)
 
@@ -49,7 +52,7 @@ def open_readers(url: URL) -> Engine:
         # State, position and log lines of one answer belong together, so they share a snapshot.
         snapshots = {"isolation_level": "REPEATABLE READ", **QUIET}
         engine = create_engine(url, pool_size=READERS, max_overflow=0, pool_pre_ping=True, **snapshots)
-        event.listen(engine, "connect", _plan_short_statements)
+        event.listen(engine, "connect", _prepare_session)
         return engine.execution_options(postgresql_readonly=True)
     path = sqlite_path(url)
 
@@ -84,12 +87,13 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     )
 
 
-def _plan_short_statements(connection: DBAPIConnection, record: object) -> None:
+def _prepare_session(connection: DBAPIConnection, record: object) -> None:
     # The planner takes an unknown bound for a third of the queue; starting parallel workers or a compiler
     # for it then costs 10 ms, the statement itself 0.1 ms (1M waiting, PostgreSQL 18).
     with closing(connection.cursor()) as cursor:
         cursor.execute("SET max_parallel_workers_per_gather = 0")
         cursor.execute("SET jit = off")
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {IDLE_TRANSACTION_S * 1000:.0f}")
     connection.commit()
 
 

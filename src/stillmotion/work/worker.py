@@ -162,7 +162,7 @@ class Worker:
             )
         except StoreUnavailable as error:
             log.warning("queue not reachable device=%s: %s", lane.device, error)
-            self._trouble = str(error)
+            self._trouble = f"the database takes no writes: {error.__cause__ or error}"
             await happens(self._ending, LOOK_S)
             return None
         self._trouble = None
@@ -319,7 +319,7 @@ class Worker:
                 answers = await self._store.write(write)
             except StoreUnavailable as error:
                 log.warning("leases not renewed running=%d: %s", len(held), error)
-                self._trouble = str(error)
+                self._trouble = f"the database takes no writes: {error.__cause__ or error}"
                 return
             self._trouble = None
             kill_at = self._clock.steady() + self._settings.cancel_grace_s
