@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from bench import cpu, gpu
+from bench import cpu, gpu, rigs
 
 
 def rows(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
@@ -20,6 +20,13 @@ def test_gpu_bench_measures_stock_and_each_change_on_tiny_networks(
     assert all(float(cell) > 0 for row in found for cell in row[1:5])
     # Films of the guided job differ from stock's by rounding alone.
     assert all(float(row[-1]) > 50 for row in found[-len(gpu.CHANGES) :])
+
+
+def test_full_size_networks_have_the_published_numbers_of_parameters() -> None:
+    with torch.device("meta"):
+        networks = rigs.full_networks()
+    counted = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
+    assert counted == [1_524_623_082, 97_742_847, 632_076_800]
 
 
 def test_cpu_bench_compares_films_and_seconds(

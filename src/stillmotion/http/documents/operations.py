@@ -76,7 +76,7 @@ def _calls(endpoint: Endpoint) -> list[Operation]:
     name = pascal_name(endpoint)
     body = json_of(input_name(endpoint))
     film: dict[int | str, Schema] = {200: answer("The film.", output_name(endpoint))}
-    refusals = (400, 413, 422, 507)
+    refusals = (413, 422, 507)
     return [
         Operation(
             method="POST",

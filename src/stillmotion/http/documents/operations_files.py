@@ -15,7 +15,7 @@ _ANYTHING: Schema = {"*/*": {"schema": {}}}
 
 
 #: How any upload may be refused.
-_LIMITS = (400, 413, 422, 507)
+_LIMITS = (403, 413, 422, 507)
 
 
 def storage_operations() -> list[Operation]:
@@ -58,7 +58,7 @@ def _announced() -> list[Operation]:
             id="upload",
             summary="Send the bytes to an `upload_url`, once; its query is the permission",
             answers={200: {"description": "It is kept; `etag` is the SHA-256 of the bytes."}},
-            refusals=(*_LIMITS, 403),
+            refusals=_LIMITS,
             parameters=(_FILE_ID,),
             body=_ANYTHING,
             needs_key=False,
@@ -113,7 +113,7 @@ def _parts(base: str, which: str, place: tuple[Schema, ...], needs_key: bool) ->
             id=f"put{which}Part",
             summary="Send one part, in any order; again replaces it",
             answers={200: answer("It is kept.", "UploadPart")},
-            refusals=(400, 403, 404, 413, 429, 507),
+            refusals=(403, 404, 413, 507),
             parameters=(*place, number),
             body=_ANYTHING,
             needs_key=needs_key,
@@ -125,7 +125,7 @@ def _parts(base: str, which: str, place: tuple[Schema, ...], needs_key: bool) ->
             id=f"complete{which}Parts",
             summary="Join the parts; a missing or empty one is named",
             answers={200: answer("Where the file is.", "Uploaded")},
-            refusals=(400, 403, 404, 413, 422, 429, 507),
+            refusals=(403, 404, 413, 422, 507),
             parameters=place,
             body=json_of("Completion"),
             needs_key=needs_key,
@@ -146,7 +146,7 @@ def file_operations() -> list[Operation]:
                 206: {"description": "The range asked for.", "content": _ANYTHING},
                 304: {"description": "It is the one named by If-None-Match."},
             },
-            refusals=(401, 403, 404, 416, 429),
+            refusals=(403, 404, 416),
             parameters=(
                 _FILE_ID,
                 _NAME,

@@ -29,7 +29,7 @@ from stillmotion.types import Caller, LogLine, Request, State
 log = logging.getLogger("stillmotion.http")
 
 #: The address of a request; one that comes to `submit` came by a method that its route does not take.
-_REQUEST = re.compile(r".+/requests/[^/]+(?:/status|/response|(?P<cancel>/cancel))?")
+_REQUEST = re.compile(r".+/requests/[^/]+(?:/status(?:/stream)?|/response|(?P<cancel>/cancel))?")
 _REQUEST_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 

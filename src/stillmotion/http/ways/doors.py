@@ -36,10 +36,12 @@ class Plane(StrEnum):
     SITE = "site"
 
 
-#: Every host name fal's clients are built with, the backup domains too.
+#: Every host name that fal's clients send an input or a file to, backup domains and retired ones too.
 FAL_HOSTS: dict[str, Plane] = {
     "fal.run": Plane.RUN,
     "falrun.com": Plane.RUN,
+    "ws.fal.run": Plane.RUN,
+    "gateway.shark.fal.ai": Plane.RUN,
     "queue.fal.run": Plane.QUEUE,
     "queue.falrun.com": Plane.QUEUE,
     "rest.fal.ai": Plane.REST,
