@@ -1,6 +1,5 @@
 """What a benchmark prints: rows of one table, and the line that names the machine."""
 
-import math
 import os
 import platform
 from collections.abc import Sequence
@@ -9,6 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+
+from stillmotion.cli.bench import percentile
 
 #: CPU features that decide how fast the networks run; the first found of each group is named.
 ISA = (("amx_tile",), ("avx512_bf16",), ("avx512_vnni",), ("avx512f", "avx2", "avx", "asimd"))
@@ -26,11 +27,6 @@ class Row:
 def table(rows: Sequence[Row]) -> str:
     lines = ["| measured | value | what it includes |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {row.what} | {row.value} | {row.includes} |" for row in rows)])
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest rank: always a value that was measured."""
-    return sorted(values)[max(math.ceil(share * len(values)) - 1, 0)]
 
 
 def p50_p99_ms(seconds: Sequence[float]) -> str:

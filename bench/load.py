@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import uvloop
 
-from bench.figures import percentile
+from stillmotion.cli.bench import percentile
 
 #: Calls of this long at the start are not counted: connections open and caches fill.
 WARM_S = 0.5

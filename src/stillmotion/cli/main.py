@@ -334,6 +334,22 @@ def run(
 
 
 @app.command()
+def bench(
+    data_dir: DataDir = None,
+    endpoint: Annotated[str, typer.Option(help="The endpoint to ask.")] = "fal-ai/fast-svd-lcm/text-to-video",
+    duration: Annotated[float, typer.Option(min=1, help="Seconds to keep submitting.")] = 60,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in the queue at once.")] = 2,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="What the machine costs an hour; adds the cost of a film.")
+    ] = None,
+) -> None:
+    """Measure the running server: films per minute, seconds and cost of each, latencies."""
+    from stillmotion.cli.bench import bench
+
+    raise typer.Exit(bench(_settings(data_dir), endpoint, duration, concurrency, price))
+
+
+@app.command()
 def backup(
     target: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
     data_dir: DataDir = None,
