@@ -61,7 +61,7 @@ REFUSED: list[tuple[dict[str, Any], list[str | int], str, Any]] = [
     ({}, ["prompt"], "missing", None),
     ({"prompt": ""}, ["prompt"], "sequence_too_short", 1),
     ({"prompt": " \r\n"}, ["prompt"], "sequence_too_short", 1),
-    ({"prompt": "a" * 100_000}, ["prompt"], "string_too_long", 4096),
+    ({"prompt": "a" * 100_000}, ["prompt"], "sequence_too_long", 4096),
     ({"prompt": "a\x00b"}, ["prompt"], "value_error", None),
     ({"prompt": 3}, ["prompt"], "string_type", None),
     ({"prompt": ["x"]}, ["prompt"], "string_type", None),

@@ -1,0 +1,115 @@
+"""Let the decoder learn on what it is really given: `python -m training.train_decoder --minutes 15`.
+
+The film model's guesses are a little off, and a decoder that never saw such latents draws them soft. Half of
+each batch is guesses with the true frames beside them, half true latents, so that the codec itself is not
+lost. Run it after the film model's last training.
+"""
+
+import random
+from collections import deque
+
+import torch
+
+from training import codec, edm, motion, vision
+from training.clips import Studio, clips_of, some_frames
+from training.loop import STATE, Run, muon, questions
+from training.measure import psnr
+from training.motion import choose
+from training.render import film, render_box
+from training.train_codec import CROP, FOLDER, crop, keep, loss_of, prepared
+from training.train_video import draw_augmentation, estimate, told_of
+from training.world import CELL, Scene, anchor, draw_scene, draw_size, pose
+
+Guess = tuple[Scene, int, torch.Tensor]
+SHELF = 600
+
+
+class Guesser:
+    """The film model as it was last averaged, sampled in one step."""
+
+    def __init__(self) -> None:
+        self.studio = Studio(codec.load(STATE / "vae"), vision.load(STATE / "image_encoder"))
+        self.unet = motion.build().eval()
+        self.unet.load_state_dict(torch.load(STATE / "video.pt", weights_only=True)["average"])
+        self.choosers = motion.let_choose(self.unet)
+
+    @torch.no_grad()
+    def draw(self, scenes: list[Scene], frames: list[list[int]]) -> list[Guess]:
+        """Unscaled latents of the asked frames."""
+        clips = clips_of(self.studio, scenes, frames)
+        count = len(scenes)
+        noise = self.studio.cells.augmentation(clips.picture)
+        told = told_of(clips, torch.full((count,), 6.0), draw_augmentation(count), noise)
+        choose(self.choosers, clips.frames)
+        sigma = torch.full((count,), edm.SIGMA_MAX)
+        made = estimate(self.unet, edm.SIGMA_MAX * torch.randn_like(clips.clean), sigma, told) / codec.SCALING
+        return [
+            (scene, frame, made[i, j]) for i, scene in enumerate(scenes) for j, frame in enumerate(frames[i])
+        ]
+
+
+def cut(guess: Guess, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+    """A square of cells about the object: the guessed latents and the true pixels."""
+    scene, frame, latents = guess
+    x, y = anchor(scene)
+    dx, dy, _ = pose(scene.motion, frame, scene.bucket)
+    spot = []
+    for middle, side in ((x + dx, scene.size[0]), (y + dy, scene.size[1])):
+        first = round(middle / CELL - CROP / 2) + rng.randint(-1, 1)
+        spot.append(min(max(0, first), side // CELL - CROP))
+    left, top = spot
+    box = (left * CELL, top * CELL, (left + CROP) * CELL, (top + CROP) * CELL)
+    return latents[:, top : top + CROP, left : left + CROP], render_box(scene, [frame], box)[0]
+
+
+def judge(vae: codec.AutoencoderTiny, guesses: list[Guess]) -> dict[str, float]:
+    """PSNR of decoded guesses to the true frames."""
+    found = [
+        psnr(codec.decode(vae, latents[None])[0] / 2 + 0.5, film(scene, [frame])[0])
+        for scene, frame, latents in guesses
+    ]
+    return {"psnr_own": sum(found) / len(found)}
+
+
+def main() -> None:
+    ask = questions(15)
+    ask.add_argument("--batch", type=int, default=12)
+    ask.add_argument("--lr", type=float, default=0.003)
+    told = ask.parse_args()
+    torch.set_num_threads(1)
+    vae = prepared(told.from_shipped)
+    cells = codec.Cells(vae)
+    vae.encoder.requires_grad_(False)
+    borders = ("decoder.layers.0", f"decoder.layers.{len(vae.decoder.layers) - 1}")
+    guesser = Guesser()
+    held_rng = random.Random(990_006)
+    torch.manual_seed(990_006)
+    scenes = [draw_scene(held_rng, (512, 288)) for _ in range(12)]
+    held_out = guesser.draw(scenes, [[8, 16, 24]] * len(scenes))
+    run = Run("codec", vae, muon(vae, told.lr, told.lr / 6, borders), told.minutes)
+    rng = random.Random(7000 + run.step)
+    torch.manual_seed(7000 + run.step)
+    print(run.with_average(lambda: judge(vae, held_out)), flush=True)
+    shelf: deque[Guess] = deque(maxlen=SHELF)
+    while run.going():
+        for _ in range(12 if not shelf else 1):
+            scenes = [draw_scene(rng, draw_size(rng))]
+            shelf.extend(guesser.draw(scenes, [some_frames(rng, 5)]))
+        half = told.batch // 2
+        own = [cut(rng.choice(shelf), rng) for _ in range(half)]
+        plain = torch.stack([crop(rng) for _ in range(half)])
+        coded = cells.encode(plain)
+        latents = torch.cat((torch.stack([o[0] for o in own]), coded + 0.03 * torch.randn_like(coded)))
+        pictures = torch.cat((torch.stack([o[1] for o in own]), plain))
+        with torch.autocast("cpu", torch.bfloat16):
+            made = codec.decode(vae, latents)
+        run.learn(loss_of(made.float() / 2 + 0.5, pictures))
+        if run.due(180):
+            keep(run)
+            print(run.with_average(lambda: judge(vae, held_out)), flush=True)
+    keep(run)
+    print(run.with_average(lambda: judge(vae, held_out)), FOLDER, flush=True)
+
+
+if __name__ == "__main__":
+    main()
