@@ -102,6 +102,10 @@ class Gate:
     def passes(self, found: Estimate) -> bool:
         return found.high <= self.bar if self.ceiling else found.low >= self.bar
 
+    def verdict(self, found: Estimate) -> str:
+        right = found.value <= self.bar if self.ceiling else found.value >= self.bar
+        return "holds" if self.passes(found) else "not yet shown" if right else "**fails**"
+
     def written(self, value: float) -> str:
         return f"{100 * value:.1f} %" if self.unit == "%" else f"{value:.2f}{self.unit}"
 
@@ -195,14 +199,13 @@ def report(trials: dict[str, dict[int, Record]], weights: Path) -> str:
         if not records:
             continue
         found = gate.measure(records)
-        passes = gate.passes(found)
         value, low, high, bar = map(gate.written, (found.value, found.low, found.high, gate.bar))
-        sign, verdict = "≤" if gate.ceiling else "≥", "holds" if passes else "**fails**"
+        sign, verdict = "≤" if gate.ceiling else "≥", gate.verdict(found)
         rows.append(
             f"| {gate.name} | {len(records)} | {value} | {low} to {high} | {sign} {bar} | {verdict} |"
         )
         figures.append(
-            {"gate": gate.name, "n": len(records), "bar": gate.bar, "holds": passes}
+            {"gate": gate.name, "n": len(records), "bar": gate.bar, "holds": gate.passes(found)}
             | {k: round(v, 4) for k, v in vars(found).items()}
         )
     told = {"weights": digest(weights), "ratchet": ratchet_of(trials), "gates": figures}

@@ -120,6 +120,16 @@ class Row:
         return {action: Outcome(error={"message": ending}) for action in actions} | outcomes(done.stdout)
 
 
+def mapped(server: Server) -> dict[str, str]:
+    """Return what the two programs that stand for a line in /etc/hosts want to know, and whom to trust."""
+    return {
+        "MAPPED_NAMES": " ".join(FAL_HOSTS),
+        "MAPPED_PORT": str(server.tls_port),
+        "SSL_CERT_FILE": str(server.ca_bundle),
+        "NODE_EXTRA_CA_CERTS": server.announcement.ca,
+    }
+
+
 def by_js(package: str, door: str) -> Callable[[Site, Sequence[str]], Start]:
     def start(site: Site, actions: Sequence[str]) -> Start:
         plan: dict[str, Any] = {"package": package, "actions": actions}
@@ -131,7 +141,10 @@ def by_js(package: str, door: str) -> Callable[[Site, Sequence[str]], Start]:
             # The client holds no key; it is led here too, for the addresses in answers are fal's.
             words = ["env", "-u", "FAL_KEY", *site.js("matrix.mjs", **plan, proxyUrl=site.backend())]
             return Start(site.led(words))
-        return Start(site.led(site.js("matrix.mjs", **plan)))
+        program = site.js("matrix.mjs", **plan)
+        if door == "names" and site.server is not None:
+            return Start([site.node, "--import", JS / "names.mjs", *program[1:]], mapped(site.server))
+        return Start(site.led(program))
 
     return start
 
@@ -141,6 +154,8 @@ def by_python(which: str, door: str) -> Callable[[Site, Sequence[str]], Start]:
         words = [sys.executable, HERE / "matrix_python.py", which, site.picture, *actions]
         if door == "no setting":
             return Start(site.led(words))
+        if door == "names" and site.server is not None:
+            return Start(words, {**mapped(site.server), "PYTHONPATH": str(HERE / "names")})
         env = {}
         host = urlsplit(site.base).netloc
         if site.server is not None:
@@ -227,7 +242,7 @@ ROWS = [
             cannot={**cannot, **(_PAST if door == "middleware" and package.endswith("0.9") else {})},
         )
         for client, (package, cannot) in _JS.items()
-        for door in ("middleware", "no setting")
+        for door in ("middleware", "no setting", "names")
     ),
     Row(
         client="@fal-ai/client 1.10.1", door="proxyUrl", start=by_js("@fal-ai/client", "proxyUrl"), cannot={}
@@ -250,7 +265,7 @@ ROWS = [
             cannot={**_NO_STREAMED_SUBSCRIBE, **_NO_BLOB, **(_FIXED if door == "environment" else {})},
         )
         for which in ("sync", "async")
-        for door in ("environment", "no setting")
+        for door in ("environment", "no setting", "names")
     ),
     *(
         Row(client="curl", door=door, start=by_curl(door), cannot=_CURL)

@@ -13,7 +13,8 @@ from starlette.applications import Starlette
 
 from stillmotion import ids, keys
 from stillmotion.clock import ManualClock
-from stillmotion.http.app import Site, build_app
+from stillmotion.http.app import build_app
+from stillmotion.http.site import Site
 from stillmotion.media.signing import UploadSigner
 from stillmotion.media.store import MediaStore, open_media
 from stillmotion.settings import DAY_S, Settings

@@ -283,6 +283,7 @@ async def test_an_unknown_request_is_a_404_in_fals_own_shape(house: House) -> No
             answer = await client.get(f"/queue/{TURBO}/requests/{NOBODY}{ending}")
             assert (answer.status_code, answer.json()) == (404, {"status": "NOT_FOUND"})
             assert answer.headers["x-fal-error-type"] == "not_found"
+            assert answer.headers["x-fal-retryable"] == "false"
 
 
 def test_the_table_names_every_error_of_the_source() -> None:

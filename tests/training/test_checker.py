@@ -74,6 +74,7 @@ def test_intervals_are_wide_for_few_trials_and_narrow_for_many() -> None:
 def test_a_ceiling_is_held_by_the_upper_end() -> None:
     floor, ceiling = (Gate("g", "picture", mean("x"), 1.5, "", under) for under in (False, True))
     assert not floor.passes(Estimate(1.6, 1.4, 1.8)) and floor.passes(Estimate(1.7, 1.6, 1.8))
+    assert floor.verdict(Estimate(1.6, 1.4, 1.8)) == "not yet shown"
     assert not ceiling.passes(Estimate(1.4, 1.2, 1.6)) and ceiling.passes(Estimate(1.3, 1.2, 1.4))
 
 

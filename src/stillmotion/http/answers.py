@@ -92,7 +92,8 @@ async def answer_instead(request: Request, error: Exception) -> Response:
 
 
 async def answer_unknown(request: Request, error: Exception) -> Response:
-    return Json(wire.NOT_FOUND, 404, headers={"x-fal-error-type": "not_found"})
+    reason = Failure(status=404, kind="not_found", message="There is no such request")
+    return Json(wire.NOT_FOUND, 404, headers=wire.failure_headers(reason))
 
 
 async def answer_input(request: Request, error: Exception) -> Response:

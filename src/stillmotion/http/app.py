@@ -22,11 +22,9 @@ from stillmotion.http.storage.routes import StorageRoutes
 from stillmotion.http.storage.uploads import Uploads
 from stillmotion.http.tokens import TokenRoutes
 from stillmotion.http.ways.callers import Callers
-from stillmotion.http.ways.doors import FAL_HOSTS, Doors
+from stillmotion.http.ways.doors import Doors
 from stillmotion.http.ways.edge import AccessLog, Cors, LastResort, RequestIds
 from stillmotion.http.ways.proxy import ProxyRoutes
-
-__all__ = ["FAL_HOSTS", "Site", "build_app"]
 
 
 def build_app(site: Site) -> Starlette:

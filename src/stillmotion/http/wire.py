@@ -23,6 +23,13 @@ from stillmotion.types import Bases, CancelAnswer, Failure, FileRecord, LogLine,
 ERROR_PAGES = "https://docs.fal.ai/errors/#"
 #: The model failed on a good input; fal spells this one as it does input errors.
 MODEL_BROKE = "internal_server_error"
+#: fal's names for errors that pydantic names by the kind of sequence.
+_LENGTHS = {
+    "string_too_short": "sequence_too_short",
+    "too_short": "sequence_too_short",
+    "string_too_long": "sequence_too_long",
+    "too_long": "sequence_too_long",
+}
 #: An input value of at most this many characters is echoed in a validation error.
 ECHO_CHARACTERS = 100
 #: Longest payload a webhook carries (1 MiB).
@@ -275,7 +282,7 @@ def validation(error: ValidationError) -> dict[str, Any]:
         if kind == "model_type":
             # pydantic's own text names our class, which says nothing to a caller.
             kind, message, context = "dict_type", "Input should be an object", {}
-        entry = _detail(["body", *problem["loc"]], message, kind, context)
+        entry = _detail(["body", *problem["loc"]], message, _LENGTHS.get(kind, kind), context)
         if _may_echo(problem["input"]):
             entry["input"] = problem["input"]
         details.append(entry)

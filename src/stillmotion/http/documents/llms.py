@@ -3,7 +3,7 @@
 import json
 
 from stillmotion.endpoints import Endpoint
-from stillmotion.http.documents.schema import Schema, input_name, model_schemas, output_name
+from stillmotion.http.documents.schema import Schema, forms, input_name, model_schemas, output_name
 from stillmotion.http.documents.snippets import base_urls, snippets
 from stillmotion.http.ways.doors import Door
 
@@ -60,7 +60,7 @@ def _fields(schema: Schema, schemas: dict[str, Schema]) -> str:
         lines.append(f"- **`{name}`** (`{_type(field)}`, _{need}_):")
         lines.append(f"  {field['description']}")
         lines += [f"  - {fact}" for fact in _facts(field)]
-        for form in _forms(field):
+        for form in forms(field):
             if "$ref" in form:
                 inner = schemas[_target(form)]["properties"]
                 lines += [f"  - `{part}` (`{_type(of)}`): {of['description']}" for part, of in inner.items()]
@@ -71,7 +71,7 @@ def _facts(field: Schema) -> list[str]:
     facts: list[str] = []
     if field.get("default") is not None:
         facts.append(f"Default: `{json.dumps(field['default'])}`")
-    for form in _forms(field):
+    for form in forms(field):
         if "enum" in form:
             facts.append(f"Options: {', '.join(f'`{json.dumps(option)}`' for option in form['enum'])}")
         if "minimum" in form and "maximum" in form:
@@ -84,13 +84,9 @@ def _facts(field: Schema) -> list[str]:
 def _type(field: Schema) -> str:
     return " | ".join(
         _target(form) if "$ref" in form else "Enum" if "enum" in form else form["type"]
-        for form in _forms(field)
+        for form in forms(field)
         if form.get("type") != "null"
     )
-
-
-def _forms(field: Schema) -> list[Schema]:
-    return field.get("anyOf", [field])
 
 
 def _target(form: Schema) -> str:

@@ -16,6 +16,7 @@ from stillmotion.http.documents.schema import (
     json_of,
     model_schemas,
     output_name,
+    pascal_case,
     pascal_name,
     text,
 )
@@ -133,7 +134,7 @@ def _calls(endpoint: Endpoint) -> list[Operation]:
 
 
 def _links(endpoint: Endpoint) -> Schema:
-    app = _word(endpoint.app)
+    app = pascal_case(endpoint.app)
     taken = {"request_id": "$response.body#/request_id"}
     return {
         verb: {"operationId": f"{verb}{app}", "parameters": taken} for verb in ("status", "result", "cancel")
@@ -142,7 +143,7 @@ def _links(endpoint: Endpoint) -> Schema:
 
 def _requests(app: str) -> list[Operation]:
     one = f"/queue/{app}/requests/{{request_id}}"
-    word = _word(app)
+    word = pascal_case(app)
     unknown = answer("There is no such request, or it is another key's.", "NotFound")
     return [
         Operation(
@@ -190,7 +191,7 @@ def _results(app: str, one: str, unknown: Schema) -> list[Operation]:
         {"$ref": REF + output_name(endpoint)} for endpoint in ENDPOINTS.values() if endpoint.app == app
     ]
     film = {"description": "The film.", "content": {"application/json": {"schema": {"anyOf": outputs}}}}
-    word = _word(app)
+    word = pascal_case(app)
     return [
         Operation(
             method="GET",
@@ -208,11 +209,6 @@ def _results(app: str, one: str, unknown: Schema) -> list[Operation]:
         )
         for verb, suffix in (("result", ""), ("response", "/response"))
     ]
-
-
-def _word(path: str) -> str:
-    """`FalAiFastSvdLcm`: a path as part of a name."""
-    return "".join(word.capitalize() for word in path.replace("/", "-").split("-"))
 
 
 def _fields(endpoint: Endpoint) -> list[Schema]:
@@ -296,7 +292,7 @@ def _documents() -> list[Operation]:
                 method="GET",
                 path=f"/models/{name}/llms.txt",
                 tag="documents",
-                id=f"llms{_word(name)}",
+                id=f"llms{pascal_case(name)}",
                 summary=f"{name} on one page",
                 answers={200: page},
                 needs_key=False,

@@ -1,13 +1,13 @@
 """The front page: what runs here and how to call it, generated from the endpoints themselves."""
 
 from html import escape
-from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from stillmotion.endpoints import ENDPOINTS, Endpoint
+from stillmotion.http.documents.schema import Schema, forms, input_name, model_schemas
 from stillmotion.http.documents.snippets import snippets
 from stillmotion.http.site import Site
 from stillmotion.http.ways.doors import Door, door_of
@@ -71,12 +71,11 @@ def _snippets(door: Door, tls_port: int | None) -> str:
 
 
 def _endpoint(endpoint: Endpoint) -> str:
-    schema = endpoint.Input.model_json_schema()
-    required: list[str] = schema.get("required", [])
+    schema = model_schemas(endpoint)[input_name(endpoint)]
     rows = "".join(
         f"<tr><td><code>{escape(name)}</code></td>"
-        f"<td>{'required' if name in required else escape(str(_default(field)))}</td>"
-        f"<td>{escape(_range(field))}</td><td>{escape(_description(field))}</td></tr>"
+        f"<td>{'required' if name in schema['required'] else escape(str(_default(field)))}</td>"
+        f"<td>{escape(_range(field))}</td><td>{escape(field['description'])}</td></tr>"
         for name, field in schema["properties"].items()
     )
     return (
@@ -86,25 +85,15 @@ def _endpoint(endpoint: Endpoint) -> str:
     )
 
 
-def _forms(field: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the alternatives of a field that takes several; itself otherwise."""
-    return field.get("anyOf", [field])
-
-
-def _default(field: dict[str, Any]) -> object:
+def _default(field: Schema) -> object:
     default = field.get("default")
     return "drawn" if default is None else default
 
 
-def _range(field: dict[str, Any]) -> str:
-    for form in _forms(field):
+def _range(field: Schema) -> str:
+    for form in forms(field):
         if "enum" in form:
             return ", ".join(form["enum"])
         if "minimum" in form:
             return f"{form['minimum']}–{form['maximum']}"
     return ""
-
-
-def _description(field: dict[str, Any]) -> str:
-    own: str = field.get("description", "")
-    return own or next((form["description"] for form in _forms(field) if "description" in form), "")

@@ -89,8 +89,11 @@ CANCELLED = record(
 
 def pascal_name(endpoint: Endpoint) -> str:
     """`FastSvdLcmTextToVideo`: the id without its owner, as fal names an endpoint's types."""
-    _, _, name = endpoint.id.partition("/")
-    return "".join(word.capitalize() for word in re.split("[-/]", name))
+    return pascal_case(endpoint.id.partition("/")[2])
+
+
+def pascal_case(path: str) -> str:
+    return "".join(word.capitalize() for word in re.split("[-/]", path))
 
 
 def model_schemas(endpoint: Endpoint) -> dict[str, Schema]:
@@ -116,6 +119,11 @@ def input_name(endpoint: Endpoint) -> str:
 
 def output_name(endpoint: Endpoint) -> str:
     return f"{pascal_name(endpoint)}Output"
+
+
+def forms(field: Schema) -> list[Schema]:
+    """Return the alternatives of a field that takes several; itself otherwise."""
+    return field.get("anyOf", [field])
 
 
 def in_openapi_30(schemas: dict[str, Schema]) -> dict[str, Schema]:
