@@ -149,3 +149,10 @@ async def test_llms_txt_lists_every_field_with_its_limits(house: House) -> None:
 async def test_llms_txt_at_fals_own_name_names_fals_addresses(house: House) -> None:
     page = (await read(house, f"/models/{HQ}/llms.txt", "https://fal.ai")).text
     assert f"`https://queue.fal.run/{HQ}`" in page
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+async def test_llms_txt_leads_python_to_the_https_port_of_the_same_host(house: House, host: str) -> None:
+    house.rebuild(tls_port=8443)
+    page = (await read(house, f"/models/{HQ}/llms.txt", f"http://{host}:8000")).text
+    assert f'os.environ["FAL_RUN_HOST"] = "{host}:8443/run"' in page

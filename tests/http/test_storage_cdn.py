@@ -154,5 +154,7 @@ async def test_an_upload_past_its_size_or_its_keys_day_is_refused_and_nothing_ke
 async def test_a_bad_content_type_is_named(house: House) -> None:
     answer = await send(house, f"Key {house.key}", headers={"Content-Type": "html"})
     assert answer.status_code == 422
-    assert answer.json()["detail"][0]["loc"] == ["body", "content_type"]
+    [problem] = answer.json()["detail"]
+    assert problem["loc"] == ["body", "content_type"]
+    assert problem["msg"] == "Input should be a media type such as image/png"
     assert stored(house) == []

@@ -51,10 +51,11 @@ def snippets(endpoint: Endpoint, door: Door, tls_port: int | None) -> dict[str, 
     """Return the programs by the name of their language."""
     bases = base_urls(door)
     secure: dict[str, str] = {}
+    host = f"[{door.host}]" if ":" in door.host else door.host
     for plane in ("run", "queue"):
         scheme, _, rest = bases[plane].partition("://")
         if scheme == "http":
-            rest = f"{door.host}:{tls_port or 'TLS_PORT'}/{plane}"
+            rest = f"{host}:{tls_port or 'TLS_PORT'}/{plane}"
         secure[f"secure_{plane}"] = rest
     facts = {**bases, **secure, "endpoint": endpoint.id, "example": json.dumps(endpoint.example)}
     templates = {"curl": _CURL, "JavaScript": _JAVASCRIPT, "Python": _PYTHON}

@@ -4,11 +4,13 @@ Everything of an upload lies in one folder of the media store, so that whatever 
 with its record.
 """
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
+from pydantic_core import PydanticCustomError
 from sqlalchemy import Connection
 from starlette.requests import Request as HttpRequest
 
@@ -30,13 +32,27 @@ UNTYPED = "application/octet-stream"
 PENDING_S = DAY_S
 
 _TOKEN = r"[A-Za-z0-9!#$&^_.+-]+"  # noqa: S105 - RFC 9110's word for a name, not a credential
-_MEDIA_TYPE = rf'{_TOKEN}/{_TOKEN}([ \t]*;[ \t]*{_TOKEN}=({_TOKEN}|"[ !#-\[\]-~]*"))*'
+_MEDIA_TYPE = re.compile(rf'{_TOKEN}/{_TOKEN}([ \t]*;[ \t]*{_TOKEN}=({_TOKEN}|"[ !#-\[\]-~]*"))*')
+
+
+def _media_type(value: str) -> str:
+    if not _MEDIA_TYPE.fullmatch(value):
+        # pydantic's own words would be the pattern.
+        raise PydanticCustomError("value_error", "Input should be a media type such as image/png")
+    return value
+
+
+MediaType = Annotated[
+    str,
+    Field(max_length=200, json_schema_extra={"pattern": f"^{_MEDIA_TYPE.pattern}$"}),
+    AfterValidator(_media_type),
+]
 
 
 class Description(BaseModel):
     """What a caller says of the file it is about to upload."""
 
-    content_type: Annotated[str, Field(max_length=200, pattern=f"^{_MEDIA_TYPE}$")] = UNTYPED
+    content_type: MediaType = UNTYPED
     file_name: Annotated[str, Field(max_length=10_000)] = "file"
 
 

@@ -54,9 +54,7 @@ class Callers:
             raise self._refused(request, _FORMAT)
         if not keys.is_well_formed(credential):
             raise self._refused(request, _STRANGER)
-        caller = await self._check(request, credential, keys.check_key)
-        notes_of(request).key_id = caller.key_id
-        return caller
+        return await self._check(request, credential, keys.check_key)
 
     async def identify_for_stream(self, request: Request, wanted: str, app: str) -> Caller:
         """As `identify`, or by a temporary token in the query: a browser must not hold the key itself."""
@@ -68,7 +66,6 @@ class Callers:
             raise self._refused(request, "The token is altered or expired; ask /tokens/ for another")
         # Found anew every `key_cache_s`, so that a token dies with its key.
         caller = await self._check(request, grant.key_id, keys.find_caller)
-        notes_of(request).key_id = caller.key_id
         if not grant.covers(app):
             raise Refusal(403, "forbidden", f"This token is not for {app[:200]}; name the app when asking")
         return caller
@@ -92,11 +89,14 @@ class Callers:
         grant = self._site.tokens.check(token.strip(), self._site.clock.now())
         if grant is None or not grant.covers(UPLOADS):
             raise self._refused(request, "The upload token is altered or expired; ask for another")
-        caller = await self._check(request, grant.key_id, keys.find_caller)
+        return await self._check(request, grant.key_id, keys.find_caller)
+
+    async def _check(self, request: Request, credential: str, find: Find) -> Caller:
+        caller = await self._find(request, credential, find)
         notes_of(request).key_id = caller.key_id
         return caller
 
-    async def _check(self, request: Request, credential: str, find: Find) -> Caller:
+    async def _find(self, request: Request, credential: str, find: Find) -> Caller:
         digest = hashlib.sha256(credential.encode("utf-8", "surrogateescape")).digest()
         clock = self._site.clock
         caller, until = self._verified.get(digest, (None, 0.0))
