@@ -53,4 +53,5 @@ async def test_f12_a_disk_that_fills_under_a_film_is_told_and_the_next_film_is_m
         assert "The server's disk is full." in row.failure.message
         assert (await house.ended(await house.submit())).outcome is Outcome.OK
         assert len(house.film_bytes()) == 2
-        assert not list((tmp_path / "scratch").iterdir())
+        # Cleared right after the ending is written.
+        await house.until(lambda: not list((tmp_path / "scratch").iterdir()), "scratch to be cleared")

@@ -30,7 +30,8 @@ async def test_a_prompt_becomes_a_published_film_with_log_progress_and_timings(
         assert (film.complete, film.content_type, film.request_id) == (True, "video/mp4", row.id)
         assert film.expires == pytest.approx(film.created + 30 * 86_400)
         assert read_frames(path).shape == (25, 256, 256, 3)
-        assert not list((tmp_path / "scratch").iterdir())
+        # Cleared right after the ending is written.
+        await house.until(lambda: not list((tmp_path / "scratch").iterdir()), "scratch to be cleared")
 
 
 async def test_an_uploaded_picture_reaches_the_runner(sqlite_store: Store, tmp_path: Path) -> None:
