@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stillmotion import video
 from stillmotion.errors import StillmotionError
 from stillmotion.video import VideoWriter, contact_sheet, read_frames
 
@@ -78,6 +79,17 @@ def test_chunked_writing_gives_the_same_bytes_as_one_write(tmp_path: Path) -> No
             writer.write(frames[start : start + 4])
         assert writer.frames == 25
     assert (tmp_path / "whole.mp4").read_bytes() == (tmp_path / "chunks.mp4").read_bytes()
+
+
+def test_bytes_do_not_depend_on_the_routines_a_cpu_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    frames = rng.integers(0, 256, (6, 96, 160, 3), np.uint8) // 8 + moving_frames(6) // 2
+    write(tmp_path / "own.mp4", frames)
+    monkeypatch.setattr(video, "X264_PARAMS", video.X264_PARAMS + ":asm=0")
+    write(tmp_path / "plain.mp4", frames)
+    assert (tmp_path / "own.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
 
 
 def test_error_while_writing_leaves_no_file_and_keeps_the_older_one(tmp_path: Path) -> None:
