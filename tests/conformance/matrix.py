@@ -87,6 +87,14 @@ class Row:
     def name(self) -> str:
         return f"{self.client} by {self.door}"
 
+    def files(self, site: Site) -> str:
+        """Return how the address of a file begins that was asked for by this door of our own server."""
+        if self.door in ("no setting", "names", "server-proxy"):
+            return "https://v3.fal.media/files/"
+        if self.door == "environment" and site.server is not None:
+            return f"https://localhost:{site.server.tls_port}/cdn/files/"
+        return f"{site.base}/cdn/files/"
+
     def barrier(self) -> str | None:
         """Say why this row cannot run against BASE."""
         if self.client.startswith("Chromium") and find_chromium() is None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,7 +46,7 @@ def main() -> None:
     other = ThreadingHTTPServer(("127.0.0.1", 0), Page)
     threading.Thread(target=other.serve_forever, daemon=True).start()
     address = plan.get("page") or f"http://127.0.0.1:{other.server_port}/"
-    with TemporaryDirectory() as profile, Chromium(program, Path(profile)) as browser:
+    with TemporaryDirectory() as profile, closing(Chromium(program, Path(profile))) as browser:
         session = browser.open(address)
         browser.run(session, bundled(sys.argv[2]))
         for outcome in browser.run(session, f"performMatrix({json.dumps(plan)})"):

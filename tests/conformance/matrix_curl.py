@@ -16,14 +16,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from matrix_inputs import HQ, INPUT, LARGE, LIMIT_S, SLOW, TURBO
+
 PLAN = json.loads(sys.argv[1])
 KEY = os.environ["FAL_KEY"]
-TURBO = "fal-ai/fast-svd-lcm/text-to-video"
-HQ = "fal-ai/stable-video"
-INPUT = {"prompt": "steps=1 pause=0", "seed": 7, "steps": 1, "video_size": {"width": 320, "height": 256}}
-SLOW = {"prompt": "steps=400 pause=0.05", "steps": 20}
-LARGE = 101 * 1024 * 1024 + 5
-LIMIT_S = 60
 
 
 class Refused(Exception):
@@ -64,9 +60,10 @@ def one(request_id: str, rest: str = "") -> str:
 
 
 def film(output: dict[str, Any], **more: object) -> dict[str, object]:
-    data = curl(output["video"]["url"])
+    url = output["video"]["url"]
+    data = curl(url)
     whole = len(data) == output["video"]["file_size"]
-    return {"seed": output["seed"], "whole": whole, "box": data[4:8].decode(), **more}
+    return {"url": url, "seed": output["seed"], "whole": whole, "box": data[4:8].decode(), **more}
 
 
 def wait_for(request_id: str, wanted: str) -> Any:

@@ -18,16 +18,10 @@ from typing import Any
 
 import fal_client
 import httpx
+from matrix_inputs import HQ, INPUT, LARGE, LIMIT_S, SLOW, TURBO
 
 IS_ASYNC = sys.argv[1] == "async"
 PICTURE = Path(sys.argv[2])
-TURBO = "fal-ai/fast-svd-lcm/text-to-video"
-HQ = "fal-ai/stable-video"
-INPUT = {"prompt": "steps=1 pause=0", "seed": 7, "steps": 1, "video_size": {"width": 320, "height": 256}}
-SLOW = {"prompt": "steps=400 pause=0.05", "steps": 20}
-#: Above 100 MiB fal_client sends parts.
-LARGE = 101 * 1024 * 1024 + 5
-LIMIT_S = 60
 
 LOOP = asyncio.new_event_loop()
 
@@ -50,9 +44,10 @@ async def collect(events: Any) -> list[Any]:
 
 
 def film(output: dict[str, Any], **more: object) -> dict[str, object]:
-    data = httpx.get(output["video"]["url"], timeout=LIMIT_S).content
+    url = output["video"]["url"]
+    data = httpx.get(url, timeout=LIMIT_S).content
     whole = len(data) == output["video"]["file_size"]
-    return {"seed": output["seed"], "whole": whole, "box": data[4:8].decode(), **more}
+    return {"url": url, "seed": output["seed"], "whole": whole, "box": data[4:8].decode(), **more}
 
 
 def wait_for(handle: Any, kind: type[fal_client.Status]) -> Any:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     assert CHROMIUM is not None
-    with Chromium(CHROMIUM, tmp_path_factory.mktemp("profile")) as running:
+    with closing(Chromium(CHROMIUM, tmp_path_factory.mktemp("profile"))) as running:
         yield running
 
 

@@ -109,6 +109,7 @@ def did(site: Site) -> Callable[[Row], dict[str, Outcome]]:
 def test_cell(
     row: Row,
     action: str,
+    site: Site,
     did: Callable[[Row], dict[str, Outcome]],
     record_property: Callable[[str, object], None],
 ) -> None:
@@ -117,5 +118,7 @@ def test_cell(
     if action in WELL:
         assert outcome.error is None, outcome.error
         assert WELL[action](outcome.value), outcome.value
+        if not BASE and "url" in outcome.value:
+            assert outcome.value["url"].startswith(row.files(site)), outcome.value
     else:
         assert REFUSED[action](outcome.refusal()), outcome.error

@@ -10,7 +10,6 @@ import inspect
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +56,6 @@ async def hidden() -> object:
 async def large() -> object:
     data = os.urandom(LARGE)
     url = await call("upload", data, "application/x-large", file_name="large.bin", lifecycle=HIDDEN)
-    return {"url": url, "digest": hashlib.sha256(data).hexdigest()}
-
-
-async def large_file() -> object:
-    data = os.urandom(LARGE)
-    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
-        file.write(data)
-        file.flush()
-        url = await call("upload_file", file.name)
     return {"url": url, "digest": hashlib.sha256(data).hexdigest()}
 
 

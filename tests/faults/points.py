@@ -56,7 +56,7 @@ START_POINTS = {"start_before_requeue_commit": (When.AFTER, "stillmotion.cli.ser
 #: Reached by the first server of a data directory.
 FIRST_START_POINTS = {
     "schema_before_commit": (When.AFTER, "stillmotion.store.migrate:upgrade"),
-    "first_key_before_commit": (When.AFTER, "stillmotion.cli.datadir:write_private"),
+    "first_key_before_commit": (When.AFTER, "stillmotion.cli.datadir:write_whole"),
 }
 #: Reached by who uploads a file.
 UPLOAD_POINTS = {
@@ -122,6 +122,8 @@ class MinedEngine:
     def __init__(self, real: Engine) -> None:
         self._real = real
         self.fingerprint, self.device, self.summary = real.fingerprint, real.device, real.summary
+
+        self.warm_up = real.warm_up
 
     def make(self, assignment: Assignment, report: Report) -> Film:
         film = self._real.make(assignment, report)

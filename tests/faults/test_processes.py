@@ -17,6 +17,7 @@ from stillmotion.endpoints import ENDPOINTS
 from stillmotion.errors import StoreUnavailable
 from stillmotion.store import queue
 from stillmotion.store.open import Store, open_store
+from stillmotion.store.position import queue_length
 from stillmotion.store.tables import request
 from stillmotion.types import Outcome, State
 from tests.acceptance.calls import ENDPOINT, film, status, steps_told, submit, wait_for
@@ -184,7 +185,7 @@ def fill(conn: Connection) -> None:
 
 def look(store: Store) -> tuple[int, str | None, int]:
     """Count the waiting, and say which one runs and in which attempt."""
-    ready = store.read_now(lambda conn: queue.counts(conn, "pocket"))[State.READY]
+    ready = store.read_now(lambda conn: queue_length(conn, "pocket"))
     running = store.read_now(
         lambda conn: conn.execute(
             select(request.c.id, request.c.attempt).where(request.c.state == State.RUNNING.value)

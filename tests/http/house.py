@@ -20,7 +20,7 @@ from stillmotion.media.store import MediaStore, open_media
 from stillmotion.settings import DAY_S, Settings
 from stillmotion.signatures import SigningKeys
 from stillmotion.store import queue
-from stillmotion.store.files import add_file
+from stillmotion.store.files import add_file, get_file
 from stillmotion.store.logs import append_logs
 from stillmotion.store.open import Store
 from stillmotion.tokens import TokenSigner
@@ -106,6 +106,13 @@ class House:
         row = self.store.read_now(lambda conn: queue.get(conn, request_id))
         assert row is not None
         return row
+
+    def picture_of(self, row: Request) -> FileRecord:
+        assert row.picture is not None
+        file_id = row.picture.removeprefix("file:")
+        record = self.store.read_now(lambda conn: get_file(conn, file_id))
+        assert record is not None
+        return record
 
     def claim(self) -> Request | None:
         now = self.clock.now()

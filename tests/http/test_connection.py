@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 
+from stillmotion.cli import listeners
 from stillmotion.cli.listeners import Listener, bind_tcp
 from stillmotion.http.ways.connection import HEAD_BYTES
 from tests.http.house import House
@@ -27,6 +28,17 @@ async def port(house: House) -> AsyncIterator[int]:
     yield bound.getsockname()[1]
     listener.should_exit = True
     await serving
+
+
+@pytest.fixture
+def short_keep_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "KEEP_ALIVE_S", 0.1)
+
+
+async def test_a_connection_that_never_speaks_is_closed(short_keep_alive: None, port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    assert await asyncio.wait_for(reader.read(), 10) == b""
+    writer.close()
 
 
 async def answer_to(port: int, *parts: bytes) -> tuple[int, dict[str, str], bytes]:

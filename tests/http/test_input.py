@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from stillmotion.settings import Settings
-from stillmotion.store.files import get_file
-from stillmotion.types import FileRecord
 from tests.http.house import BASE, HQ, ROCKET, TEXT, TURBO, House, png
 
 pytestmark = pytest.mark.anyio
@@ -104,6 +102,15 @@ async def test_a_wrong_value_is_refused_with_field_and_bound(house: House) -> No
     assert house.claim() is None
 
 
+async def test_a_wrong_value_is_echoed_unless_it_is_an_address(house: House) -> None:
+    echoed: list[bool] = []
+    async with house.client() as client:
+        for value in ("many", "https://bucket.example/a.png?signature=secret"):
+            answer = await client.post(f"/queue/{TEXT}", json={**ROCKET, "steps": value})
+            echoed.append("input" in answer.json()["detail"][0])
+    assert echoed == [True, False]
+
+
 #: Odd, but harmless.
 TAKEN: list[dict[str, Any]] = [
     {"steps": "4", "seed": 4.0, "cond_aug": "0.5"},
@@ -147,8 +154,14 @@ async def test_a_body_past_the_cap_is_a_413(house: House, declared: bool) -> Non
         for _ in range(5):
             yield b" " * 1000
 
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
     async with house.client() as client:
-        answer = await client.post(f"/queue/{TEXT}", content=b" " * 5000 if declared else chunks())
+        length = {"Content-Length": "5000"} if declared else {}
+        body = unread() if declared else chunks()
+        answer = await client.post(f"/queue/{TEXT}", content=body, headers=length)
     assert answer.status_code == 413
     assert answer.json()["error_type"] == "payload_too_large"
 
@@ -229,7 +242,7 @@ async def test_a_picture_past_the_limits_is_refused_at_the_door(house: House) ->
 async def test_a_data_uri_becomes_a_stored_file(house: House) -> None:
     picture = png()
     row = house.row((await house.submit(HQ, image_url=data_uri(picture)))["request_id"])
-    record = house_file(house, row.picture)
+    record = house.picture_of(row)
     assert (record.content_type, record.size, record.complete) == ("image/png", len(picture), True)
     assert await house.media.read(record.media_key) == picture
     assert record.expires == house.clock.now() + Settings().upload_days * 86_400
@@ -304,10 +317,3 @@ async def uploaded(house: House, data: bytes) -> str:
         put = await client.put(answer["upload_url"], content=data, headers={"Content-Type": "image/png"})
         assert put.status_code == 200
     return str(answer["file_url"]).split("/")[-2]
-
-
-def house_file(house: House, picture: str | None) -> FileRecord:
-    assert picture is not None
-    record = house.store.read_now(lambda conn: get_file(conn, picture.removeprefix("file:")))
-    assert record is not None
-    return record

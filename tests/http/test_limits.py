@@ -1,18 +1,21 @@
 """Limits of a key, replays, payloads that are not kept, and addresses that send wrong keys."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import select
 from starlette.requests import Request
 
 from stillmotion import keys
 from stillmotion.http.ways.edge import Notes
 from stillmotion.http.ways.strangers import ADDRESSES, Strangers
-from stillmotion.store import queue
+from stillmotion.store.position import queue_length
 from stillmotion.store.retention import drop_old_requests
-from stillmotion.types import State
+from stillmotion.store.tables import request as requests
+from tests.commits import lost_answer
 from tests.http.house import HQ, ROCKET, TEXT, TURBO, House
 
 pytestmark = pytest.mark.anyio
@@ -62,6 +65,18 @@ async def test_a_refused_submit_leaves_no_picture(house: House) -> None:
     assert [path for path in (house.data_dir / "media").rglob("*") if path.is_file()] == []
 
 
+async def test_a_submit_that_was_kept_without_an_answer_keeps_its_picture_for_the_replay(
+    house: House,
+) -> None:
+    with lost_answer(select(requests.c.id)) as kept:
+        unanswered = await submit(house, "a-1", {"image_url": GIF}, HQ)
+    assert (unanswered.status_code, unanswered.headers["x-fal-retryable"]) == (503, "true")
+    again = await submit(house, "a-1", {"image_url": GIF}, HQ)
+    assert again.json()["request_id"] == kept[0]
+    picture = house.picture_of(house.row(kept[0]))
+    assert len(await house.media.read(picture.media_key)) == picture.size
+
+
 async def test_uploads_beyond_the_day_are_refused_and_nothing_is_kept(house: House) -> None:
     key = new_key(house, upload_bytes_per_day=10)
     async with house.client(key) as client:
@@ -73,6 +88,7 @@ async def test_uploads_beyond_the_day_are_refused_and_nothing_is_kept(house: Hou
         async def unannounced() -> Any:
             yield b"12345"
             yield b"678"
+            raise AssertionError("more was read than is left")
 
         assert (await put(b"123")).status_code == 200
         house.clock.advance(3600)
@@ -87,6 +103,25 @@ async def test_uploads_beyond_the_day_are_refused_and_nothing_is_kept(house: Hou
         house.clock.advance(23 * 3600)
         assert (await put(b"1")).status_code == 200
     assert len([path for path in (house.data_dir / "media").rglob("*") if path.is_file()]) == 3
+
+
+async def test_of_two_uploads_at_once_that_pass_the_day_together_one_is_refused_and_leaves_nothing(
+    house: House,
+) -> None:
+    both = asyncio.Barrier(2)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"123"
+        await both.wait()
+        yield b"456"
+
+    async with house.client(new_key(house, upload_bytes_per_day=10)) as client:
+        urls = [(await client.post("/rest/storage/upload/initiate", json={})).json() for _ in range(2)]
+        puts = [client.put(url["upload_url"], content=slow()) for url in urls]
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*puts)
+    assert sorted(answer.status_code for answer in answers) == [200, 403]
+    assert len([path for path in (house.data_dir / "media").rglob("*") if path.is_file()]) == 1
 
 
 async def test_q05_the_same_idempotency_key_and_body_is_the_same_request(house: House) -> None:
@@ -115,6 +150,8 @@ async def test_q05_an_idempotency_key_beside_another_body_is_a_422_naming_the_he
         (problem,) = refused.json()["detail"]
         assert problem["loc"] == ["header", "idempotency-key"]
         assert "another body or endpoint" in problem["msg"]
+    codes = [(await submit(house, "a-2", {"image_url": GIF}, each)).status_code for each in (TURBO, HQ)]
+    assert codes == [200, 422]
     stranger = await submit(house, "a-1", {"prompt": "a boat"}, key=house.new_key("stranger"))
     assert stranger.status_code == 200
     claimed = house.claim()
@@ -130,7 +167,7 @@ async def test_replays_at_once_make_one_request_one_picture_and_count_once(house
     answers = await asyncio.gather(*(submit(house, "a-1", {"image_url": GIF}, HQ, key=key) for _ in range(8)))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["request_id"] for answer in answers}) == 1
-    assert house.store.read_now(lambda conn: queue.counts(conn, "pocket"))[State.READY] == 1
+    assert house.store.read_now(lambda conn: queue_length(conn, "pocket")) == 1
     assert len([path for path in (house.data_dir / "media").rglob("*") if path.is_file()]) == 1
 
 
@@ -157,7 +194,10 @@ async def test_a_payload_that_is_not_to_be_kept_is_gone_with_the_ending(house: H
             await house.finish(claimed)
             result = await client.get(f"/queue/{HQ}/requests/{request_id}")
             assert (result.status_code, result.json()["seed"]) == (200, 5)
-    assert [house.row(request_id).input != {} for request_id in ids] == [False, True]
+    rows = [house.row(request_id) for request_id in ids]
+    assert [row.input != {} for row in rows] == [False, True]
+    # The picture of the first goes with it, that of the second has a life of its own.
+    assert [house.picture_of(row).request_id for row in rows] == [ids[0], None]
 
 
 async def test_a_request_not_to_be_retried_is_kept_as_such(house: House) -> None:
@@ -211,7 +251,16 @@ async def test_k05_one_ipv6_line_is_one_address_and_a_trusted_proxy_is_none(hous
 
 async def test_k05_memory_of_strangers_is_bounded(house: House) -> None:
     strangers = Strangers(house.clock, 5)
+
+    def count(address: str) -> int | None:
+        scope = {"type": "http", "client": (address, 1), "headers": []}
+        return strangers.count(Request({**scope, "stillmotion.notes": Notes()}))
+
+    persistent: list[int | None] = []
     for n in range(ADDRESSES * 2):
-        scope = {"type": "http", "client": (f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", 1), "headers": []}
-        strangers.count(Request({**scope, "stillmotion.notes": Notes()}))
+        count(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}")
+        if n % 1000 == 0:
+            persistent.append(count("192.0.2.1"))
+    # One that goes on is not forgotten over those that come and go.
+    assert persistent[-1] is not None
     assert len(strangers._seen) == ADDRESSES  # pyright: ignore[reportPrivateUsage]

@@ -1,5 +1,6 @@
 """The queue routes word for word: every key in every state, the codes clients poll by."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -71,7 +72,7 @@ async def test_trap_3_4_7_status_has_all_keys_an_array_of_logs_and_202_until_com
     async with house.client() as client:
         path = f"/queue/{TURBO}/requests/{second}/status?logs=1"
         waiting = await client.get(path)
-        assert waiting.status_code == 202
+        assert (waiting.status_code, waiting.headers["x-fal-request-id"]) == (202, second)
         assert waiting.json() == {
             "status": "IN_QUEUE",
             "request_id": second,
@@ -125,7 +126,7 @@ async def test_result_is_the_bare_output_with_the_request_id(house: House) -> No
     path = f"/queue/{TURBO}/requests/{request_id}"
     async with house.client() as client:
         early = await client.get(path)
-        assert early.status_code == 400
+        assert (early.status_code, early.headers["x-fal-request-id"]) == (400, request_id)
         assert early.json()["detail"] == "Request is still in progress"
         claimed = house.claim()
         assert claimed is not None
@@ -249,6 +250,7 @@ async def test_trap_6_cancel_of_a_waiting_request_completes_it_at_once(house: Ho
     async with house.client() as client:
         answer = await client.put(f"{path}/cancel", headers={"Content-Type": "application/json"})
         assert (answer.status_code, answer.json()) == (202, {"status": "CANCELLATION_REQUESTED"})
+        assert answer.headers["x-fal-request-id"] == request_id
         status = await client.get(f"{path}/status")
         assert status.status_code == 200
         assert status.json()["status"] == "COMPLETED"
@@ -263,6 +265,15 @@ async def test_trap_6_cancel_of_a_waiting_request_completes_it_at_once(house: Ho
         again = await client.put(f"{path}/cancel")
         assert (again.status_code, again.json()) == (400, {"status": "ALREADY_COMPLETED"})
     assert house.claim() is None
+
+
+async def test_cancel_of_a_waiting_request_wakes_all_whom_it_concerns(house: House) -> None:
+    request_id = (await house.submit())["request_id"]
+    topics = (f"request:{request_id}", "webhook", "queue")
+    woken = [asyncio.create_task(house.wakeup.wait(topic, 10)) for topic in topics]
+    async with house.client() as client:
+        assert (await client.put(f"/queue/{TURBO}/requests/{request_id}/cancel")).status_code == 202
+    assert all(await asyncio.gather(*woken))
 
 
 async def test_cancel_of_a_running_request_asks_the_worker(house: House) -> None:

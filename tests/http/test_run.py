@@ -55,6 +55,16 @@ async def test_run_by_get_takes_its_input_from_the_query(house: House) -> None:
         assert refused.status_code == 422
 
 
+async def test_two_sync_calls_are_two_requests_whatever_their_idempotency_key(house: House) -> None:
+    named = {"Idempotency-Key": "a-1"}
+    async with house.client() as client:
+        post = [client.post(f"/run/{TEXT}", json=ROCKET, headers=named) for _ in range(2)]
+        calling = [asyncio.create_task(call) for call in post]
+        for _ in calling:
+            await house.finish(await claimed(house))
+        assert [(await call).status_code for call in calling] == [200, 200]
+
+
 async def test_run_replays_the_failure_with_its_status(house: House) -> None:
     async with house.client() as client:
         calling = asyncio.create_task(
@@ -210,6 +220,6 @@ async def test_a_stopping_server_sends_sync_calls_away_and_cancels_their_request
             await house.wakeup.wait("queue", DEADLINE_S)
         house.stopping.set()
         answer = await calling
-    assert answer.status_code == 503
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.json()["error_type"] == "server_stopping"
     assert house.claim() is None

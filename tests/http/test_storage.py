@@ -133,6 +133,22 @@ async def test_an_upload_past_its_size_is_refused_and_nothing_kept(house: House,
     assert (await put(house, url, b"short")).status_code == 200
 
 
+@pytest.mark.parametrize(("used", "length", "code"), [(True, "5", 403), (False, "11", 413)])
+async def test_what_is_bound_to_be_refused_is_refused_unread(
+    house: House, used: bool, length: str, code: int
+) -> None:
+    house.rebuild(upload_bytes=10)
+    url = (await initiate(house, content_type="text/plain", file_name="a"))["upload_url"]
+    if used:
+        assert (await put(house, url, b"short")).status_code == 200
+
+    async def unread() -> Any:
+        raise AssertionError("the body was read")
+        yield b""
+
+    assert (await put(house, url, unread(), **{"Content-Length": length})).status_code == code
+
+
 async def test_a_client_that_stops_midway_leaves_nothing_and_may_try_again(house: House) -> None:
     url = (await initiate(house, content_type="text/plain", file_name="a"))["upload_url"]
     messages = [

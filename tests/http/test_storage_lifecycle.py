@@ -8,14 +8,14 @@ import httpx
 import pytest
 
 from stillmotion.cli.housekeeping import drop_expired_files
-from stillmotion.http.storage.lifecycle import LONGEST_S, MAX_RULES
+from stillmotion.http.storage.lifecycle import MAX_RULES
+from stillmotion.settings import DAY_S, MOST_DAYS
 from stillmotion.store.files import get_file
 from stillmotion.types import Access, Acl, Lifecycle
 from tests.http.house import ROCKET, TEXT, TURBO, House, png
 
 pytestmark = pytest.mark.anyio
 
-DAY_S = 86_400
 UPLOAD = "X-Fal-Object-Lifecycle"
 PREFERENCE = "X-Fal-Object-Lifecycle-Preference"
 
@@ -82,7 +82,7 @@ MALFORMED = {
     '{"expiration_duration_seconds": -1}': "expiration_duration_seconds: Input should be greater",
     '{"expiration_duration_seconds": "soon"}': "expiration_duration_seconds: Input should be a valid integer",
     json.dumps(
-        {"expiration_duration_seconds": LONGEST_S + 1}
+        {"expiration_duration_seconds": MOST_DAYS * DAY_S + 1}
     ): "expiration_duration_seconds: Input should be",
     '{"initial_acl": {"default": "maybe"}}': "initial_acl.default: Input should be 'allow', 'forbid'",
     '{"initial_acl": {"rules": [{"user": "x"}]}}': "initial_acl.rules.0.decision: Field required",

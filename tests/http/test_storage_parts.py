@@ -294,4 +294,6 @@ async def test_a_film_is_no_upload_to_go_on_with(house: House) -> None:
     film = await house.finish(row)
     token = (await token_of(house))["token"]
     address = f"{BASE}/cdn/files/{film.id}/a/multipart/{film.id}"
-    assert (await Upload(house, "", address, token=token).put(1, b"x")).status_code == 404
+    upload = Upload(house, "", address, token=token)
+    assert (await upload.put(1, b"x")).status_code == 404
+    assert (await upload.complete((1, film.digest))).status_code == 404

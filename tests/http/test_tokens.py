@@ -1,6 +1,7 @@
 """Temporary tokens: issued to keys, bound to apps and time, taken by streams alone."""
 
 import base64
+import hmac
 import json
 import logging
 from typing import Any
@@ -119,8 +120,11 @@ async def test_an_altered_token_opens_nothing(house: House) -> None:
     token = await issue(house)
     header, claims, mark = token.split(".")
     wider = part({**claims_of(token), "apps": ["stable-video"]})
+    # The secret of the server itself signs other things, and no token.
+    other = hmac.digest(b"s" * 32, f"{header}.{wider}".encode(), "sha256")
     for forged in (
         f"{header}.{wider}.{mark}",
+        f"{header}.{wider}.{base64.urlsafe_b64encode(other).rstrip(b'=').decode()}",
         f"{part({'alg': 'none', 'typ': 'JWT'})}.{claims}.",
         f"{part({'alg': 'none', 'typ': 'JWT'})}.{claims}.{mark}",
         f"{part({'alg': 'HS256', 'typ': 'JWT', 'kid': '../../dev/null'})}.{claims}.{mark}",

@@ -1,14 +1,15 @@
 """What a submit may name as its webhook, what is sent then, and the keys that verify it."""
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 
 from stillmotion.http import wire
-from stillmotion.http.storage.lifecycle import is_available
+from stillmotion.http.requests import submit
 from stillmotion.store import queue
-from stillmotion.store.files import get_file
+from stillmotion.store.files import get_file, is_available
 from stillmotion.types import Ending, Failure, Outcome
 from tests.http.house import BASE, ROCKET, TEXT, House
 
@@ -31,10 +32,28 @@ async def test_a_submit_keeps_its_webhook(house: House, slash: str) -> None:
     assert house.row(body["request_id"]).webhook == PUBLIC
 
 
+async def test_a_receivers_name_is_kept_as_the_guard_read_it(house: House) -> None:
+    code, body = await asked(house, "http://bücher.webhook.invalid/")
+    assert code == 200
+    assert house.row(body["request_id"]).webhook == "http://xn--bcher-kva.webhook.invalid/"
+
+
 async def test_a_receiver_whose_name_is_not_known_yet_is_accepted(house: House) -> None:
     code, body = await asked(house, "https://optional.webhook.invalid/for/results")
     assert code == 200
     assert house.row(body["request_id"]).webhook == "https://optional.webhook.invalid/for/results"
+
+
+async def test_a_receiver_whose_name_is_slow_to_look_up_keeps_no_submit_waiting(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(*words: object, **named: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(submit, "LOOKUP_S", 0.05)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", silent)
+    async with asyncio.timeout(10):
+        assert (await asked(house, "https://slow.webhook.example/"))[0] == 200
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ export function actionsOf(fal, tools) {
   async function film(answer, more = {}) {
     const { video, seed } = wrapped(answer);
     const bytes = await fetched(video.url);
-    return { seed, whole: bytes.length === video.file_size, box: String.fromCharCode(...bytes.slice(4, 8)), ...more };
+    const box = String.fromCharCode(...bytes.slice(4, 8));
+    return { url: video.url, seed, whole: bytes.length === video.file_size, box, ...more };
   }
 
   async function subscribed(options) {

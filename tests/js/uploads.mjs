@@ -1,5 +1,4 @@
 // What a caller uploads with either JavaScript client (argv[2] names package, server and actions).
-import { createHash, randomBytes } from "node:crypto";
 import { perform, pointTo } from "./kit.mjs";
 
 const plan = JSON.parse(process.argv[2]);
@@ -7,8 +6,6 @@ const client = await import(plan.package);
 const fal = client.fal ?? client;
 fal.config({ credentials: process.env.FAL_KEY, requestMiddleware: pointTo(plan.server) });
 
-// Above 90 MiB @fal-ai/client sends parts; the last is a short one.
-const LARGE = 101 * 1024 * 1024 + 5;
 const hello = () => new File(["Hello, World!"], "hello.txt", { type: "text/plain" });
 const upload = async (file, lifecycle) => ({ url: await fal.storage.upload(file, { lifecycle }) });
 
@@ -18,12 +15,6 @@ const actions = {
   untyped: () => upload(new Blob([Buffer.from("89504e470d0a1a0a00", "hex")])),
   expiring: () => upload(hello(), { expiresIn: "1h" }),
   hidden: () => upload(hello(), { initialAcl: { default: "hide" } }),
-
-  async large() {
-    const data = randomBytes(LARGE);
-    const { url } = await upload(new File([data], "large.bin", { type: "application/x-large" }));
-    return { url, digest: createHash("sha256").update(data).digest("hex") };
-  },
 
   film_expiring: () =>
     fal.subscribe("fal-ai/fast-svd-lcm/text-to-video", {

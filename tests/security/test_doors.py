@@ -82,6 +82,7 @@ def test_a_server_on_every_network_has_a_key_from_its_first_start_and_keeps_it_t
     env = {"STILLMOTION_PROXY_KEY": "id:secret", "STILLMOTION_PROXY_ORIGINS": "https://pages.example"}
     with Server(tmp_path / "d", engine=TIMED_ENGINE, env=env, options=["--host", "0.0.0.0"]) as server:
         assert server.key.partition(":")[2] not in server.output()
+        assert "travel in clear text" in server.output()
         with server.client() as client:
             path = "/queue/fal-ai/stable-video/requests/x/status"
             assert client.get(path, headers={"Host": "films.example"}).status_code == 404

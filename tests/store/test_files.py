@@ -1,12 +1,14 @@
+from collections.abc import Callable
 from dataclasses import replace
 
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from stillmotion.store import files, parts, queue, retention
 from stillmotion.store.open import Store
 from stillmotion.store.tables import log, outbox, request
 from stillmotion.types import Access, Acl, FileRecord, Level, LogLine, UploadPart
 from tests.store.asks import NOW, OK, ask, claimed, submit
+from tests.store.test_interleavings import interleave
 
 PENDING = FileRecord(
     id="0" * 32,
@@ -26,7 +28,7 @@ PENDING = FileRecord(
 def complete(store: Store, file_id: str, now: float = NOW, size: int = 5 * 2**30) -> bool:
     return store.write_now(
         lambda conn: files.complete_file(
-            conn, file_id, size=size, digest="ab", content_type="image/jpeg", now=now
+            conn, file_id, size=size, digest="ab", content_type="image/jpeg", now=now, media_key="uploads/1"
         )
     )
 
@@ -38,7 +40,12 @@ def test_upload_completes_once(store: Store) -> None:
     assert not complete(store, PENDING.id, size=1)
     assert not complete(store, "unknown")
     assert store.read_now(lambda conn: files.get_file(conn, PENDING.id)) == replace(
-        PENDING, size=5 * 2**30, digest="ab", content_type="image/jpeg", complete=True
+        PENDING,
+        size=5 * 2**30,
+        digest="ab",
+        content_type="image/jpeg",
+        media_key="uploads/1",
+        complete=True,
     )
 
 
@@ -78,6 +85,18 @@ def test_parts_add_up_and_a_later_try_replaces_the_first(store: Store) -> None:
     assert put(3, 1, "e") is None, "complete"
     store.write_now(lambda conn: parts.drop_parts(conn, PENDING.id))
     assert store.read_now(lambda conn: parts.get_parts(conn, PENDING.id)) == []
+
+
+def test_parts_beside_each_other_add_up(store: Store, store_url: str) -> None:
+    store.write_now(lambda conn: files.add_file(conn, PENDING))
+
+    def put(number: int) -> Callable[[Connection], object]:
+        part = UploadPart(number=number, size=number, digest="d", media_key=f"part{number}")
+        return lambda conn: parts.put_part(conn, PENDING.id, part, NOW)
+
+    interleave(store_url, put(1), put(2))
+    whole = store.read_now(lambda conn: files.get_file(conn, PENDING.id))
+    assert whole is not None and whole.size == 3
 
 
 def test_parts_go_with_their_upload(store: Store) -> None:

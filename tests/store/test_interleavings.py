@@ -9,12 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import Connection, event, make_url, text
 
 from stillmotion.keys import list_keys
 from stillmotion.store import queue
 from stillmotion.store.databases import open_writer
-from stillmotion.store.open import Store
+from stillmotion.store.open import Store, open_store
 from stillmotion.types import CancelAnswer, Outcome, State
 from tests.store.asks import LEASE_S, NOW, OK, ask, claim_on, claimed, limited_key, read, submit
 
@@ -155,6 +155,28 @@ def test_lapse_beside_renew_leaves_the_lease(store: Store, store_url: str) -> No
         lambda conn: queue.lapse(conn, NOW + LEASE_S + 1, NOW + LEASE_S + 1),
     )
     assert (kept, freed) == ({(running.id, 1): False}, [])
+
+
+def test_cancel_between_the_looks_of_a_give_back_is_not_lost(postgres_url: str) -> None:
+    store, other = open_store(postgres_url), open_store(postgres_url)
+    running = submit(store, ask())
+    claimed(store)
+    asked: list[CancelAnswer] = []
+
+    def cancel(conn: Connection, cursor: object, statement: str, *more: object) -> None:
+        if statement.startswith("UPDATE request") and not asked:
+            asked.append(other.write_now(lambda conn: queue.cancel(conn, running.id, NOW)))
+
+    def give_back(conn: Connection) -> bool:
+        event.listen(conn, "after_cursor_execute", cancel)
+        return queue.give_back(conn, running.id, 1, NOW)
+
+    assert not store.write_now(give_back)
+    assert asked == [CancelAnswer.ASKED]
+    assert store.write_now(lambda conn: queue.give_back(conn, running.id, 1, NOW))
+    assert read(store, running.id).outcome is Outcome.CANCELLED
+    store.close_now()
+    other.close_now()
 
 
 def test_submit_beside_finish_on_a_limited_key_takes_the_freed_place(store: Store, store_url: str) -> None:

@@ -7,11 +7,13 @@ from sqlalchemy import Connection, update
 
 from stillmotion.errors import IdempotencyReused, LimitReached
 from stillmotion.keys import create_key, list_keys
+from stillmotion.settings import DAY_S
 from stillmotion.store import outbox, queue
 from stillmotion.store.files import add_file, expired_files
 from stillmotion.store.idempotency import find_replay
-from stillmotion.store.limits import DAY_S, MINUTE_S, count_submit, count_upload, upload_allowance
+from stillmotion.store.limits import MINUTE_S, count_submit, count_upload, upload_allowance
 from stillmotion.store.open import Store
+from stillmotion.store.position import queue_length
 from stillmotion.store.retention import drop_old_requests, drop_unstored_requests
 from stillmotion.store.tables import api_key
 from stillmotion.types import FileRecord, Idempotency, NewRequest, Outcome, Request, State
@@ -128,7 +130,7 @@ def test_two_replays_at_once_are_one_request(store_url: str, store: Store) -> No
     one, two = (submit_or_replay(ask(key_id=key, idempotency=named())) for _ in range(2))
     first, second = interleave(store_url, one, two)
     assert first.id == second.id
-    assert store.read_now(lambda conn: queue.counts(conn, "pocket"))[State.READY] == 1
+    assert store.read_now(lambda conn: queue_length(conn, "pocket")) == 1
 
 
 def test_idempotency_key_is_free_again_when_its_request_is_forgotten(store: Store) -> None:

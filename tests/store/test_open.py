@@ -1,8 +1,10 @@
 """Opening: new, old, newer, foreign and broken databases."""
 
 import hashlib
+import shutil
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -13,9 +15,9 @@ from sqlalchemy import Connection, create_engine, inspect, make_url, text
 
 from stillmotion.errors import DataRefused, UserError
 from stillmotion.keys import check_key
-from stillmotion.store import logs, queue
+from stillmotion.store import logs, migrate, queue
 from stillmotion.store.migrate import bring_up_to_date
-from stillmotion.store.open import open_store
+from stillmotion.store.open import Store, open_store
 from stillmotion.store.tables import metadata
 from stillmotion.types import Caller, State
 from tests.store.asks import NOW, OK, ask, claimed, finish, read, submit
@@ -109,6 +111,12 @@ def test_database_of_the_first_schema_is_upgraded_with_its_rows(blank_url: str) 
     store.close_now()
 
 
+def test_servers_that_start_at_once_make_the_schema_once(new_postgres_database: Callable[[], str]) -> None:
+    url = make_url(new_postgres_database())
+    with ThreadPoolExecutor(3) as servers:
+        assert list(servers.map(bring_up_to_date, [url] * 3)) == [None] * 3
+
+
 def test_opening_again_changes_nothing_and_keeps_what_was_acknowledged(store_url: str) -> None:
     store = open_store(store_url)
     kept = submit(store, ask())
@@ -149,18 +157,45 @@ def test_file_that_is_no_database_is_refused_untouched(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_damaged_file_is_refused(sqlite_url: str) -> None:
-    store = open_store(sqlite_url)
+def fill(store: Store) -> None:
     for _ in range(50):
         submit(store, ask(input={"prompt": "x" * 2000}))
-    store.close_now()
-    path = Path(sqlite_url.removeprefix("sqlite:///"))
+
+
+def damage(path: Path) -> None:
     damaged = bytearray(path.read_bytes())
     middle = len(damaged) // 2
     damaged[middle : middle + 8192] = b"\xff" * 8192
     path.write_bytes(damaged)
+
+
+def test_damaged_file_is_refused(sqlite_url: str) -> None:
+    store = open_store(sqlite_url)
+    fill(store)
+    store.close_now()
+    damage(Path(sqlite_url.removeprefix("sqlite:///")))
     with pytest.raises(DataRefused, match="not a whole SQLite database"):
         open_store(sqlite_url)
+
+
+def test_large_file_is_read_through_only_after_a_process_that_did_not_close_it(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "READ_THROUGH_BYTES", 4096)
+    store = open_store(sqlite_url)
+    fill(store)
+    store.close_now()
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    damage(path)
+    store = open_store(sqlite_url)
+    submit(store, ask())
+    # What lies on the disk now is what a kill leaves.
+    killed = tmp_path / "killed.db"
+    for ending in ("", "-wal"):
+        shutil.copy(f"{path}{ending}", f"{killed}{ending}")
+    store.close_now()
+    with pytest.raises(DataRefused, match="not a whole SQLite database"):
+        open_store(f"sqlite:///{killed}")
 
 
 def test_unusable_urls_say_what_to_do(tmp_path: Path) -> None:
@@ -183,6 +218,7 @@ def test_sqlite_connections_keep_the_promised_modes(sqlite_url: str) -> None:
     assert store.write_now(pragma("foreign_keys")) == 1
     assert store.write_now(pragma("busy_timeout")) == 5000
     assert store.read_now(pragma("query_only")) == 1
+    assert read(store, submit(store, ask()).id).state is State.READY
     store.close_now()
     assert not Path(sqlite_url.removeprefix("sqlite:///") + "-wal").exists()
 

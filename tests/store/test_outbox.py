@@ -84,6 +84,14 @@ def test_f05_a_delivery_whose_sender_died_is_claimed_again_when_its_lease_ends(s
     assert one(store).delivered == ENDED
 
 
+def test_a_delivered_one_stays_so_whatever_a_late_mark_says(store: Store) -> None:
+    ended(store, "http://hook/a")
+    (claim,) = due(store)
+    assert succeed(store, claim)
+    assert not fail(store, claim, ENDED)
+    assert one(store).delivered == ENDED
+
+
 def test_a_starting_server_frees_what_the_last_one_was_sending(store: Store) -> None:
     ended(store, "http://hook/a", "http://hook/b")
     sent, _ = due(store)
@@ -133,18 +141,18 @@ def test_redelivery_starts_over_with_the_same_body(store: Store) -> None:
     store.write_now(lambda conn: outbox.freeze(conn, request_id, b"body"))
 
     def again() -> bool:
-        return store.write_now(lambda conn: outbox.redeliver(conn, request_id, ENDED + 99))
+        return store.write_now(lambda conn: outbox.redeliver(conn, request_id, ENDED + 9))
 
     assert again(), "also while one is under way"
     assert not succeed(store, claim)
-    (claim,) = due(store, ENDED + 99)
+    (claim,) = due(store, ENDED + 9)
     assert (claim.tries, claim.body) == (1, b"body")
     assert fail(store, claim, None)
     assert again()
-    (claim,) = due(store, ENDED + 99)
+    (claim,) = due(store, ENDED + 9)
     assert succeed(store, claim)
     assert again()
-    assert len(due(store, ENDED + 99)) == 1
+    assert len(due(store, ENDED + 9)) == 1
     assert not store.write_now(lambda conn: outbox.redeliver(conn, "nobody", ENDED))
 
 

@@ -1,3 +1,5 @@
+import pytest
+
 from stillmotion.keys import list_keys
 from stillmotion.store import queue
 from stillmotion.store.logs import append_logs, read_logs
@@ -101,19 +103,6 @@ def test_position_counts_the_waiting_ahead(store: Store) -> None:
     assert [position(each) for each in (running, held, free)] == [0, 0, 1]
 
 
-def test_counts_tell_the_live_states(store: Store) -> None:
-    key = limited_key(store, 2)
-    for _ in range(4):
-        submit(store, ask(key_id=key))
-    finish(store, claimed(store))
-    claimed(store)
-    assert store.read_now(lambda conn: queue.counts(conn, "pocket")) == {
-        State.HELD: 1,
-        State.READY: 1,
-        State.RUNNING: 1,
-    }
-
-
 def test_finish_writes_outcome_logs_and_webhook_together(store: Store) -> None:
     submit(store, ask(webhook="http://hook/x"))
     held = claimed(store)
@@ -188,6 +177,8 @@ def test_renew_keeps_the_lease_tells_progress_and_brings_the_cancel(store: Store
     assert read(store, one.id).lease_until == NOW + 30
     assert store.write_now(lambda conn: queue.lapse(conn, NOW + 29, NOW + 29)) == []
     assert store.write_now(lambda conn: queue.renew(conn, [], until=NOW + LEASE_S)) == {}
+    assert store.write_now(lambda conn: queue.give_back(conn, one.id, one.attempt, NOW))
+    assert read(store, one.id).progress is None
 
 
 def test_three_crashes_fail_a_request_and_others_go_on(store: Store) -> None:
@@ -220,6 +211,15 @@ def test_drains_lapses_and_restarts_keep_the_place_and_count_no_crash(store: Sto
     again = claimed(store)
     assert (again.id, again.ord, again.attempt, again.crashes) == (first.id, first.ord, 4, 0)
     assert claimed(store).id == second.id
+
+
+def test_restart_requeues_more_than_one_sweep_frees(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "SWEEP_ROWS", 2)
+    running = [submit(store, ask()).id for _ in range(5)]
+    for _ in running:
+        claimed(store)
+    store.write_now(lambda conn: queue.cancel(conn, running[1], NOW))
+    assert sorted(store.write_now(lambda conn: queue.requeue_running(conn, NOW))) == sorted(running)
 
 
 def test_cancel_of_waiting_running_finished_and_unknown(store: Store) -> None:

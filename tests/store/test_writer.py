@@ -15,6 +15,7 @@ from stillmotion.errors import StoreUnavailable
 from stillmotion.store import databases, queue
 from stillmotion.store.open import Store, open_store
 from stillmotion.store.tables import request
+from stillmotion.store.writer import DEADLOCK_TRIES
 from tests.store.asks import NOW, ask, claimed, submit
 
 pytestmark = pytest.mark.anyio
@@ -268,6 +269,21 @@ async def test_deadlock_with_another_client_is_tried_again(postgres_url: str) ->
     await store.close()
 
 
+async def test_deadlock_that_never_ends_is_told_after_some_tries(postgres_url: str) -> None:
+    store = open_store(postgres_url)
+    tries: list[int] = []
+
+    def lock(conn: Connection) -> None:
+        tries.append(1)
+        conn.execute(text("DO $$ BEGIN RAISE EXCEPTION 'crossed' USING ERRCODE = '40P01'; END $$"))
+
+    with pytest.raises(StoreUnavailable, match="crossed"):
+        async with asyncio.timeout(10):
+            await store.write(lock)
+    assert len(tries) == 1 + DEADLOCK_TRIES
+    await store.close()
+
+
 async def test_f06_a_process_that_stops_inside_a_transaction_does_not_keep_its_rows(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,8 +312,10 @@ async def test_f06_a_process_that_stops_inside_a_transaction_does_not_keep_its_r
 
 async def test_constraint_refusal_keeps_its_own_type(store: Store) -> None:
     submit(store, ask(id="twice"))
-    with pytest.raises(IntegrityError):
-        await store.write(submitting("twice"))
+    again = ask(id="twice", input={"prompt": "nobody else's business"})
+    with pytest.raises(IntegrityError) as refused:
+        await store.write(lambda conn: queue.submit(conn, again, NOW))
+    assert "business" not in str(refused.value)
 
 
 async def test_a_database_that_became_a_standby_is_unavailable_and_not_broken(postgres_url: str) -> None:

@@ -211,8 +211,9 @@ async def test_d03_redirect_to_a_private_address_gets_no_packet(trap: socket.soc
         allow = AllowList.parse([f"127.0.0.2:{site.port}"])
         targets = [
             f"http://127.0.0.1:{trap.getsockname()[1]}/", f"//127.0.0.1:{trap.getsockname()[1]}/", "file:///etc/passwd",
-            "http://x@127.0.0.2/", "http:\\\\127.0.0.1\\", "http://[", "http://127.0.0.2:1/",
+            "http://x@127.0.0.2/", "http:\\\\127.0.0.1\\", "http://[", "http://127.0.0.2:1/", "/a b",
         ]  # fmt: skip
+        site.pages["/a%20b"] = answer()
         for target in targets:
             site.pages["/"] = moved(target)
             assert (await refusal(site.url, allow)).failure.kind == "file_download_error"

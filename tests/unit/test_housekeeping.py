@@ -1,14 +1,20 @@
 """What the server forgets, and what it must never forget."""
 
+import asyncio
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import insert
 
-from stillmotion.cli.housekeeping import drop_unnamed_films, drop_unrecorded
+from stillmotion.cli import housekeeping
+from stillmotion.cli.housekeeping import drop_unnamed_films, drop_unrecorded, keep_house
+from stillmotion.clock import ManualClock
+from stillmotion.errors import DataRefused, StoreUnavailable
 from stillmotion.media.store import MediaStore, open_media
+from stillmotion.settings import DAY_S, Settings
 from stillmotion.store import files, queue
 from stillmotion.store.endings import CANCELLED
 from stillmotion.store.open import Store
@@ -82,3 +88,61 @@ async def test_uploads_without_a_record_are_removed_once_old(store: Store, tmp_p
         os.utime(tmp_path / "media" / "uploads" / name, (NOW, NOW + (name == "fresh")))
     assert await drop_unrecorded(store, media, "uploads", NOW + 1) == 1
     assert await left(media, "uploads") == {"uploads/recorded", "uploads/f1/part", "uploads/fresh"}
+
+
+@pytest.mark.parametrize("fault", [DataRefused("once"), OSError("once"), StoreUnavailable("once")])
+async def test_house_is_kept_again_and_again_and_a_failure_ends_nothing(
+    sqlite_store: Store,
+    tmp_path: Path,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+) -> None:
+    store = sqlite_store
+    monkeypatch.setattr(housekeeping, "FORGET_EVERY_S", 0.01)
+    media, renewed = open_media(tmp_path), list[int]()
+    old, cancelled = (submit(store, ask()).id for _ in range(2))
+    assert finish(store, claimed(store)) and finish(store, claimed(store), CANCELLED)
+    store.write_now(lambda conn: files.add_file(conn, replace(record("uploads/f1", None), expires=NOW + 1)))
+    keys = ("uploads/f1", film_of(cancelled, 1))
+    for key in keys:
+        await put(media, tmp_path, key)
+
+    def renew() -> None:
+        renewed.append(1)
+        if len(renewed) == 1:
+            raise fault
+
+    def state() -> tuple[int, int, int]:
+        request = store.read_now(lambda conn: queue.get(conn, old))
+        there = [key for key in keys if (tmp_path / "media" / key).exists()]
+        return int(request is not None), len(there), len(renewed)
+
+    settings = Settings(data_dir=tmp_path, request_days=1)
+    keeping = asyncio.create_task(keep_house(settings, store, media, clock, renew))
+    async with asyncio.timeout(30):
+        for expected in ((1, 1, 1), (0, 0, 2)):
+            while state() != expected:
+                assert not keeping.done()
+                await asyncio.sleep(0.01)
+            clock.advance(2 * DAY_S)
+    keeping.cancel()
+    await asyncio.wait({keeping})
+
+
+async def test_films_of_nobody_are_removed_when_no_database_would_keep_them_any_longer(
+    store: Store, tmp_path: Path, clock: ManualClock
+) -> None:
+    media = open_media(tmp_path)
+    settings = Settings(data_dir=tmp_path, output_days=30)
+    store.write_now(lambda conn: files.add_file(conn, record(film_of("recorded", 1), "recorded")))
+    for name, days in (("recorded", 31), ("old", 31), ("young", 29)):
+        key = await put(media, tmp_path, film_of(name, 1))
+        written = clock.now() - days * DAY_S
+        os.utime(tmp_path / "media" / key, (written, written))
+    swept = threading.Event()
+    keeping = asyncio.create_task(keep_house(settings, store, media, clock, swept.set))
+    assert await asyncio.to_thread(swept.wait, 30)
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    assert await left(media) == {film_of("recorded", 1), film_of("young", 1)}

@@ -208,10 +208,11 @@ def test_other_content_is_an_unsupported_format(tmp_path: Path, data: bytes) -> 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
 def test_d06_what_else_a_picture_is_stays_behind(tmp_path: Path, kind: str) -> None:
     script = b"<script>alert(1)</script>" + b"PK\x03\x04" + b"#!/bin/sh\n"
-    prepare_picture(encoded(RED, kind) + script, tmp_path / "out.png", max_pixels=10**6)
+    profile = {} if kind == "GIF" else {"icc_profile": b"a profile"}
+    prepare_picture(encoded(RED, kind, **profile) + script, tmp_path / "out.png", max_pixels=10**6)
     made = (tmp_path / "out.png").read_bytes()
     assert made.startswith(b"\x89PNG") and made.endswith(b"IEND\xaeB`\x82")
-    assert b"script" not in made and b"PK" not in made
+    assert b"script" not in made and b"PK" not in made and b"iCCP" not in made
 
 
 def test_jpeg_with_thousands_of_scans_is_refused_unread(tmp_path: Path) -> None:

@@ -54,6 +54,23 @@ def test_file_is_browser_ready_h264_with_its_index_first(tmp_path: Path) -> None
         assert context.color_range == 1
 
 
+def test_a_still_film_has_a_key_frame_every_twelve_and_none_is_decoded_out_of_turn(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    write(path, np.repeat(moving_frames(1), 25, axis=0))
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        assert [packet.pts for packet in packets] == [packet.dts for packet in packets]
+        assert [n for n, packet in enumerate(packets) if packet.is_keyframe] == [0, 12, 24]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_encoder_has_the_threads_it_was_given(tmp_path: Path, threads: int) -> None:
+    path = tmp_path / "film.mp4"
+    write(path, moving_frames(1, 512, 512), threads=threads)
+    # x264 writes its options into the film.
+    assert f" threads={threads} ".encode() in path.read_bytes()
+
+
 def test_colours_survive_the_round_trip(tmp_path: Path) -> None:
     colours = [
         (255, 0, 0),

@@ -91,9 +91,9 @@ def redeliver_webhook(conn: Connection, arguments: Arguments, now: float) -> Ans
 
 
 def rotate_webhook_key(conn: Connection, arguments: Arguments, now: float) -> Answer:
-    keys = SigningKeys(Path(arguments["data_dir"]), now)
-    fresh = keys.rotate(now, at_once=arguments.get("at_once", False))
-    return {"signs_from": fresh.signs_from, "published": len(keys.published())}
+    signing = SigningKeys(Path(arguments["data_dir"]), now)
+    fresh = signing.rotate(now, at_once=arguments.get("at_once", False))
+    return {"signs_from": fresh.signs_from, "published": len(signing.published())}
 
 
 def back_up(store: Store, arguments: Arguments) -> Answer:
@@ -124,14 +124,19 @@ def perform(settings: Settings, operation: str, arguments: Arguments) -> Answer:
     try:
         store = open_store(settings.store_url)
         try:
-            if operation == "backup":
-                return back_up(store, arguments)
-            now = SystemClock().now()
-            return store.write_now(lambda conn: OPERATIONS[operation](conn, arguments, now))
+            return _run(store, operation, arguments, SystemClock().now())
         finally:
-            asyncio.run(store.close())
+            store.close_now()
     finally:
         lock.release()
+
+
+def _run(store: Store, operation: str, arguments: Arguments, now: float) -> Answer:
+    if operation == "backup":
+        return back_up(store, arguments)
+    if operation not in OPERATIONS:
+        raise UserError(f"The running server knows no operation {operation!r}; restart it to update.")
+    return store.write_now(lambda conn: OPERATIONS[operation](conn, arguments, now))
 
 
 def build_admin(store: Store, clock: Clock) -> "Starlette":
@@ -144,12 +149,7 @@ def build_admin(store: Store, clock: Clock) -> "Starlette":
         operation: str = request.path_params["operation"]
         arguments = await request.json()
         try:
-            if operation == "backup":
-                return JSONResponse(await asyncio.to_thread(back_up, store, arguments))
-            if operation not in OPERATIONS:
-                raise UserError(f"The running server knows no operation {operation!r}; restart it to update.")
-            work = OPERATIONS[operation]
-            return JSONResponse(await store.write(lambda conn: work(conn, arguments, clock.now())))
+            return JSONResponse(await asyncio.to_thread(_run, store, operation, arguments, clock.now()))
         except StillmotionError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from stillmotion import keys
+from stillmotion.durable import write_whole
 from stillmotion.errors import DataRefused
 
 LOCK = "lock"
@@ -89,21 +90,7 @@ class Announcement:
 
 def announce(data_dir: Path, announcement: Announcement) -> None:
     """Write DATA/server.json whole or not at all."""
-    target = data_dir / ANNOUNCEMENT
-    draft = target.with_suffix(".tmp")
-    draft.write_text(json.dumps(asdict(announcement)) + "\n")
-    draft.chmod(0o600)
-    draft.replace(target)
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file only its owner can read, never readable to others for a moment; it is on disk then."""
-    path.unlink(missing_ok=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
+    write_whole(data_dir / ANNOUNCEMENT, f"{json.dumps(asdict(announcement))}\n".encode())
 
 
 def make_first_key(conn: Connection, data_dir: Path, now: float) -> str | None:
@@ -115,7 +102,7 @@ def make_first_key(conn: Connection, data_dir: Path, now: float) -> str | None:
     if keys.list_keys(conn):
         return None
     key = keys.create_key(conn, "first", now)
-    write_private(data_dir / FIRST_KEY, f"{key}\n".encode())
+    write_whole(data_dir / FIRST_KEY, f"{key}\n".encode())
     return key
 
 

@@ -8,11 +8,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from stillmotion.cli.admin import perform
-from stillmotion.cli.tables import print_table
+from stillmotion.cli.tables import moment, print_table
 from stillmotion.errors import UserError
 from stillmotion.settings import DAY_S, MOST_DAYS, Settings
 
-_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
+_SECONDS = {"m": 60, "h": 3600, "d": DAY_S}
 _DURATION = re.compile(r"(\d{1,6})([mhd])")
 
 
@@ -34,18 +34,18 @@ def show(settings: Settings) -> None:
     now = datetime.now(UTC).timestamp()
     for key in perform(settings, "keys.list", {})["keys"]:
         if key["revoked"] is not None:
-            state = f"revoked {_day(key['revoked'])}"
+            state = f"revoked {moment(key['revoked'])}"
         elif key["expires"] is None:
             state = "in force"
         else:
-            state = f"{'expired' if key['expires'] <= now else 'in force until'} {_day(key['expires'])}"
+            state = f"{'expired' if key['expires'] <= now else 'in force until'} {moment(key['expires'])}"
         at_once = key["concurrency"] and f"{key['active']} of {key['concurrency']}"
         limits = (at_once, key["submits_per_minute"], key["upload_bytes_per_day"])
         table.add_row(
             key["id"],
             escape(key["name"]),
             "admin" if key["admin"] else "api",
-            _day(key["created"]),
+            moment(key["created"]),
             *("–" if limit is None else str(limit) for limit in limits),
             state,
         )
@@ -76,12 +76,12 @@ def read_expiry(text: str, now: float) -> float:
         until = now + length
     else:
         try:
-            moment = datetime.fromisoformat(text)
+            named = datetime.fromisoformat(text)
         except ValueError:
             raise UserError(
                 f"An expiry is a length such as 12h or 30d, or a date such as 2027-01-01, not {text!r}."
             ) from None
-        until = (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
+        until = (named if named.tzinfo is not None else named.replace(tzinfo=UTC)).timestamp()
     if until <= now:
         raise UserError(f"The expiry {text!r} is past; name a later one.")
     if until > now + MOST_DAYS * DAY_S:
@@ -99,7 +99,3 @@ def _duration(text: str) -> int | None:
 def _id_of(key: str) -> str:
     """People paste the whole key; only the part before the colon names it."""
     return key.partition(":")[0]
-
-
-def _day(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")

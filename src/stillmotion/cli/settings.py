@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict, replace
 from urllib.parse import urlsplit, urlunsplit
 
-from rich.console import Console
 from rich.table import Table
 
+from stillmotion.cli.tables import print_table
 from stillmotion.settings import Origin, describe_settings, load_settings
 
 
@@ -18,7 +18,7 @@ def show(as_json: bool) -> None:
     table = Table("setting", "value", "default", "unit", "from", "meaning", box=None, pad_edge=False)
     for row in rows:
         table.add_row(row.name, row.value, row.default, row.unit, row.source, row.description)
-    Console(width=None if Console().is_terminal else 200).print(table)
+    print_table(table)
 
 
 def _without_secret(row: Origin) -> Origin:

@@ -1,5 +1,7 @@
 """Lists on a terminal, and the same lists for other programs."""
 
+from datetime import UTC, datetime
+
 from rich.console import Console
 from rich.table import Table
 
@@ -12,3 +14,8 @@ def print_table(table: Table) -> None:
         # One line each for other programs; a terminal wraps to its own width.
         console.width = PIPED_WIDTH
     console.print(table)
+
+
+def moment(at: float) -> str:
+    """Write Unix seconds for people, wherever they are."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

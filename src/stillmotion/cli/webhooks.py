@@ -1,13 +1,12 @@
 """`stillmotion webhooks`: see deliveries, send one again, rotate the signing key."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from stillmotion.cli.admin import perform
-from stillmotion.cli.tables import print_table
+from stillmotion.cli.tables import moment, print_table
 from stillmotion.settings import Settings
 
 
@@ -35,18 +34,12 @@ def rotate_key(settings: Settings, at_once: bool) -> None:
         print("The new key signs from now on and is the only one published.")
         print("Receivers that keep the old list refuse it until they fetch the list again, up to a day.")
     else:
-        print(
-            f"{told['published']} keys are published; the new one signs from {_moment(told['signs_from'])}."
-        )
+        print(f"{told['published']} keys are published; the new one signs from {moment(told['signs_from'])}.")
 
 
 def _state(one: dict[str, Any]) -> str:
     if one["delivered"] is not None:
-        return f"delivered {_moment(one['delivered'])}"
+        return f"delivered {moment(one['delivered'])}"
     if one["parked"] is not None:
-        return f"parked {_moment(one['parked'])}"
-    return "being sent" if one["sending"] else f"due {_moment(one['due'])}"
-
-
-def _moment(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return f"parked {moment(one['parked'])}"
+    return "being sent" if one["sending"] else f"due {moment(one['due'])}"

@@ -6,13 +6,13 @@ only once is held by the file's record, which completes once (`store/files.py`).
 
 import hashlib
 import hmac
-import os
 import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
+from stillmotion.durable import write_whole
 from stillmotion.errors import DataRefused
 
 SECRET_BYTES = 32
@@ -88,27 +88,18 @@ def _is_number(text: str) -> bool:
 
 
 def load_secret(data_dir: Path) -> bytes:
-    """Read DATA/secret, made at the first start; a lost secret only voids upload URLs not yet used."""
+    """Read DATA/secret, made at the first start; only for who holds DATA/lock.
+
+    A lost secret voids temporary tokens and upload URLs not yet used, nothing else.
+    """
     path = data_dir / "secret"
     if not path.exists():
         data_dir.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".secret-{secrets.token_hex(8)}")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            # link, unlike rename, leaves a secret that another process made meanwhile in place.
-            os.link(fresh, path)
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
+        write_whole(path, secrets.token_bytes(SECRET_BYTES))
     secret = path.read_bytes()
     if len(secret) != SECRET_BYTES:
         raise DataRefused(
             f"{path} holds {len(secret)} bytes instead of {SECRET_BYTES}. Delete it to make a new one; "
-            "only upload URLs not yet used stop working."
+            "only temporary tokens and upload URLs not yet used stop working."
         )
     return secret

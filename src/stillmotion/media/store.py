@@ -20,6 +20,7 @@ from typing import BinaryIO, ParamSpec, TypeVar
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 
+from stillmotion.durable import sync_folder
 from stillmotion.errors import StillmotionError
 
 P = ParamSpec("P")
@@ -130,11 +131,6 @@ class MediaStore:
             async for batch in self._objects.list(folder, chunk_size=LISTED):  # pyright: ignore[reportUnknownMemberType]
                 yield [found["path"] for found in batch if found["last_modified"].timestamp() < before]
 
-    async def local_path(self, key: str) -> Path | None:
-        """Return the object's file, None when there is none."""
-        place = self._place(key)
-        return place if await asyncio.to_thread(place.is_file) else None
-
     def _place(self, key: str) -> Path:
         if not KEY.fullmatch(key):
             raise ValueError(f"{key!r} is no media key.")
@@ -187,7 +183,7 @@ def _settle(partial: Path, place: Path) -> None:
                 raise
     for folder in place.parents:
         with suppress(FileNotFoundError):
-            _sync_folder(folder)
+            sync_folder(folder)
         if folder == partial.parent.parent:
             break
 
@@ -196,14 +192,6 @@ def _sync_and_close(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
     file.close()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

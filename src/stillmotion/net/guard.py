@@ -129,7 +129,7 @@ def is_public(address: Address) -> bool:
         return False
     if any(address.version == net.version and address in net for net in SPECIAL):
         return False
-    return address.is_global and not address.is_multicast
+    return address.is_global
 
 
 def parse_url(url: str) -> Target:

@@ -7,7 +7,6 @@ asked for, so that clients that trust it keep working; the server's certificate 
 
 import ipaddress
 import logging
-import os
 import re
 import secrets
 import socket
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from stillmotion.clock import Clock
+from stillmotion.durable import write_whole
 from stillmotion.errors import DataRefused, UserError
 
 log = logging.getLogger(__name__)
@@ -84,17 +84,17 @@ def ensure_certificates(data_dir: Path, names: Iterable[str], now: float) -> Tls
         if issuer is not None:
             log.warning("a new certificate authority replaces the old: clients must trust %s anew", files.ca)
         issuer = _make_issuer(_merge(asked, own), moment)
-        _write(folder / "ca.key", _key_pem(issuer.key), 0o600)
-        _write(files.ca, _cert_pem(issuer.cert), 0o644)
+        write_whole(folder / "ca.key", _key_pem(issuer.key))
+        write_whole(files.ca, _cert_pem(issuer.cert), 0o644)
     wanted = _merge(asked, [name for name in own if _permits(issuer.cert, [name])])
     if not _is_current(files, issuer, wanted, moment):
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = _make_leaf(issuer, key, wanted, moment)
-        _write(files.key, _key_pem(key), 0o600)
-        _write(files.cert, _cert_pem(leaf) + _cert_pem(issuer.cert), 0o644)
+        write_whole(files.key, _key_pem(key))
+        write_whole(files.cert, _cert_pem(leaf) + _cert_pem(issuer.cert), 0o644)
     bundle = _system_roots().rstrip() + b"\n" + _cert_pem(issuer.cert)
     if not files.bundle.exists() or files.bundle.read_bytes() != bundle:
-        _write(files.bundle, bundle, 0o644)
+        write_whole(files.bundle, bundle, 0o644)
     return files
 
 
@@ -296,13 +296,3 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    fresh = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(fresh, path)

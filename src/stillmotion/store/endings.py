@@ -104,10 +104,8 @@ def _pass_place_on(conn: Connection, limit: KeyLimit) -> None:
         .limit(1)
         .scalar_subquery()
     )
-    if limit.active <= limit.lim:
-        promoted = conn.execute(
-            update(request).where(request.c.id == oldest_held, IS_HELD).values(state=State.READY.value)
-        )
-        if promoted.rowcount == 1:
-            return
-    count_active(conn, limit, -1)
+    promoted = conn.execute(
+        update(request).where(request.c.id == oldest_held, IS_HELD).values(state=State.READY.value)
+    )
+    if promoted.rowcount == 0:
+        count_active(conn, limit, -1)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, delete, func, insert, or_, select, update
+from sqlalchemy.sql.elements import ColumnElement
 
 from stillmotion.store.rows import file_values, to_file
 from stillmotion.store.tables import IS_DONE, file, request, upload_part
@@ -21,26 +22,41 @@ def complete_file(
     digest: str,
     content_type: str,
     now: float,
-    media_key: str | None = None,
+    media_key: str,
 ) -> bool:
     """Publish an upload; False when it is already complete, expired or unknown: an upload URL works once.
 
     `media_key` names the bytes of this very PUT, so that the loser of two at once overwrites nothing.
     From now on it is kept for its `keep_s`.
     """
-    where = {} if media_key is None else {"media_key": media_key}
-    expires = func.coalesce(now + file.c.keep_s, file.c.expires)
     completed = conn.execute(
         update(file)
-        .where(file.c.id == file_id, ~file.c.complete, or_(file.c.expires.is_(None), file.c.expires > now))
-        .values(size=size, digest=digest, content_type=content_type, complete=True, expires=expires, **where)
+        .where(*is_pending(file_id, now))
+        .values(
+            size=size,
+            digest=digest,
+            content_type=content_type,
+            media_key=media_key,
+            expires=func.coalesce(now + file.c.keep_s, file.c.expires),
+            complete=True,
+        )
     )
     return completed.rowcount == 1
+
+
+def is_pending(file_id: str, now: float) -> tuple[ColumnElement[bool], ...]:
+    """Choose an upload that is neither complete nor given up."""
+    return file.c.id == file_id, ~file.c.complete, or_(file.c.expires.is_(None), file.c.expires > now)
 
 
 def get_file(conn: Connection, file_id: str) -> FileRecord | None:
     row = conn.execute(select(*file.c).where(file.c.id == file_id)).mappings().one_or_none()
     return None if row is None else to_file(row)
+
+
+def is_available(record: FileRecord, now: float) -> bool:
+    """Tell whether a file's bytes are all here and its time is not over."""
+    return record.complete and (record.expires is None or record.expires > now)
 
 
 def expired_files(conn: Connection, now: float, limit: int) -> list[FileRecord]:

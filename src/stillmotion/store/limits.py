@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from sqlalchemy import Column, Connection, Row, Select, select, update
 
 from stillmotion.errors import LimitReached
+from stillmotion.settings import DAY_S
 from stillmotion.store.tables import api_key
 from stillmotion.types import Failure
 
 MINUTE_S = 60
-DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)

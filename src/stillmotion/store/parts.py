@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
+from stillmotion.store.files import is_pending
 from stillmotion.store.tables import file, upload_part
 from stillmotion.types import UploadPart
 
@@ -20,9 +21,7 @@ class Placed:
 
 def put_part(conn: Connection, file_id: str, part: UploadPart, now: float) -> Placed | None:
     """Record a part in place of an earlier try; None when its upload is complete, given up or unknown."""
-    pending = select(file.c.size).where(
-        file.c.id == file_id, ~file.c.complete, or_(file.c.expires.is_(None), file.c.expires > now)
-    )
+    pending = select(file.c.size).where(*is_pending(file_id, now))
     # Locked, so that parts arriving at once add up.
     size = conn.execute(pending.with_for_update()).scalar_one_or_none()
     if size is None:

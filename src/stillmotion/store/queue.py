@@ -262,16 +262,6 @@ def get(conn: Connection, request_id: str) -> Request | None:
     return None if row is None else to_request(row)
 
 
-def counts(conn: Connection, profile: str) -> dict[State, int]:
-    """Count a queue's live requests by state; DONE is left out, for it would read the whole history."""
-    of_profile = request.c.profile == profile
-    waiting, ready, running = (
-        conn.execute(select(func.count()).select_from(request).where(of_profile, which)).scalar_one()
-        for which in (IS_WAITING, IS_READY, IS_RUNNING)
-    )
-    return {State.HELD: waiting - ready, State.READY: ready, State.RUNNING: running}
-
-
 def _held_by(attempt: int) -> tuple[Guard, Guard]:
     return request.c.attempt == attempt, IS_RUNNING
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from stillmotion.store.databases import READERS
 from stillmotion.store.marks import take_deep
-from stillmotion.store.waiting import Line, Waiting, is_unavailable, release, unavailable
+from stillmotion.store.waiting import Line, Waiting, release, unavailable
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class _Kept:
         if not isinstance(error, Exception):
             return False
         self.broken = isinstance(error, SQLAlchemyError)
-        self._waiting.error = unavailable(error) if is_unavailable(error) else error
+        self._waiting.fail(error)
         return True
 
 

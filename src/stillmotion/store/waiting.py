@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DatabaseError, DBAPIError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from stillmotion.errors import StoreUnavailable
+from stillmotion.errors import CommitUnanswered, StoreUnavailable
 
 Loop = asyncio.AbstractEventLoop
 
@@ -36,6 +36,10 @@ class Waiting:
         self.result: Any = None
         self.error: Exception | None = None
         self.deadlocks = 0
+
+    def fail(self, error: Exception) -> None:
+        """Note an error as its caller shall hear of it."""
+        self.error = unavailable(error) if is_unavailable(error) else error
 
     def release(self) -> None:
         if self.future.done():
@@ -114,10 +118,15 @@ def is_unavailable(error: Exception) -> TypeGuard[SQLAlchemyError]:
     return isinstance(error, OperationalError | InternalError | PoolTimeout) or type(error) is DatabaseError
 
 
-def unavailable(error: SQLAlchemyError) -> StoreUnavailable:
+def unavailable(error: SQLAlchemyError, *, committing: bool = False) -> StoreUnavailable:
     """Say that the database did not do it; the driver's words stay, the statement and its values do not."""
     cause = error.orig if isinstance(error, DBAPIError) else error
-    failure = StoreUnavailable(f"The database is not available: {cause}. Nothing was kept; try again.")
+    if committing and isinstance(error, DBAPIError) and error.connection_invalidated:
+        failure = CommitUnanswered(
+            f"The database did not answer: {cause}. It may have kept this; look first."
+        )
+    else:
+        failure = StoreUnavailable(f"The database is not available: {cause}. Nothing was kept; try again.")
     failure.__cause__ = cause
     return failure
 

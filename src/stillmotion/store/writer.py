@@ -3,8 +3,8 @@
 What it promises:
 - an operation runs in its own SAVEPOINT; its exception goes to its caller and harms no other;
 - a result is released only after the COMMIT that keeps it; when that fails, every caller of the batch gets
-  StoreUnavailable and nothing was acknowledged. (Should PostgreSQL vanish during COMMIT itself, the batch
-  may yet have been kept: a refused submit can then still run, never the other way round.)
+  StoreUnavailable and nothing was acknowledged. Should PostgreSQL vanish during COMMIT itself, the batch
+  may yet have been kept, and the error is CommitUnanswered: what the write refers to must then stay.
 - a caller that was cancelled meanwhile, or whose loop is gone, disturbs nobody; its operation still counts;
 - after `close` nothing more is taken, and what still waits fails with StoreUnavailable.
 """
@@ -19,7 +19,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from stillmotion.store.waiting import Line, Waiting, is_unavailable, release, unavailable
+from stillmotion.store.waiting import Line, Waiting, release, unavailable
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class _Savepoint:
             if isinstance(error, SQLAlchemyError):
                 return False
             raise
-        self._waiting.error = unavailable(error) if is_unavailable(error) else error
+        self._waiting.fail(error)
         return True
 
 
@@ -101,14 +101,16 @@ class Writer:
 
     def _commit(self, batch: Sequence[Waiting]) -> list[Waiting]:
         """Run a batch in one transaction; return the operations to be tried again."""
+        committing = False
         try:
             with self._engine.connect() as conn, conn.begin():
                 for waiting in batch:
                     with _Savepoint(conn, waiting):
                         waiting.result = waiting.operation(conn)
+                committing = True
         except SQLAlchemyError as error:
             for waiting in batch:
-                waiting.error = unavailable(error)
+                waiting.error = unavailable(error, committing=committing)
             return []
         return [waiting for waiting in batch if _may_try_again(waiting)]
 

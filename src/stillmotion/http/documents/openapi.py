@@ -1,5 +1,7 @@
 """Documents for programs: our own OpenAPI, fal's per endpoint, llms.txt. Open to everyone, as fal's are."""
 
+from functools import cache
+
 from pydantic import BaseModel
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
@@ -83,6 +85,21 @@ _SCHEMAS: dict[str, Schema] = {
             "ready": {"type": "boolean", "description": "A runner can take work."},
             "reason": text("Why, or why not."),
             "profile": text("Whose weights run here."),
+            "runners": {
+                "type": "array",
+                "description": "Those that can take work.",
+                "items": record(
+                    "Runner",
+                    {
+                        "device": text("What it runs on."),
+                        "warm": {
+                            "type": "integer",
+                            "description": "Video sizes that take no longer the first time.",
+                        },
+                        "sizes": {"type": "integer", "description": "Video sizes it will have warmed."},
+                    },
+                ),
+            },
         },
     ),
     "Webhooks": record("Webhooks", {"webhooks": {"type": "array", "items": {"type": "object"}}}),
@@ -147,6 +164,12 @@ class DocumentRoutes:
 
 def whole_document(origin: str, version: str) -> Schema:
     """Return the document of every door reached by path; fal's host names lead to the same operations."""
+    return {**_document(version), "servers": [{"url": origin}]}
+
+
+@cache
+def _document(version: str) -> Schema:
+    # Made once: it takes 10 ms, and whoever asks needs no key.
     schemas = dict(_SCHEMAS)
     for endpoint in ENDPOINTS.values():
         schemas |= shapes.model_schemas(endpoint)
@@ -164,7 +187,6 @@ def whole_document(origin: str, version: str) -> Schema:
             "version": version,
             "description": "Short films from a sentence or a picture, behind fal.ai's HTTP contract.",
         },
-        "servers": [{"url": origin}],
         "security": [{"apiKeyAuth": []}],
         "paths": paths,
         "components": {"securitySchemes": {"apiKeyAuth": shapes.API_KEY}, "schemas": schemas},

@@ -5,6 +5,7 @@
 """
 
 from stillmotion.endpoints import ENDPOINTS, Endpoint
+from stillmotion.http import wire
 from stillmotion.http.documents.operation import FAILURES, Operation, header, in_path, query
 from stillmotion.http.documents.operations_files import file_operations, storage_operations
 from stillmotion.http.documents.schema import (
@@ -55,7 +56,7 @@ _EVENTS: Schema = {
     "description": "Server-sent events, each one JSON document.",
     "content": {"text/event-stream": {"schema": {}}},
 }
-_TOKEN = query("fal_jwt_token", text("A temporary token instead of the key."))
+_TOKEN = query(wire.TOKEN_PARAMETER, text("A temporary token instead of the key."))
 
 
 def operations() -> list[Operation]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from stillmotion import ids
 from stillmotion.errors import InputRefused
 from stillmotion.http.site import Site
-from stillmotion.http.storage.lifecycle import access_to, is_available
+from stillmotion.http.storage.lifecycle import access_to
 from stillmotion.http.ways.doors import FAL_HOSTS, Door, Plane, local_names
 from stillmotion.images import check_picture, decode_data_uri
 from stillmotion.net.guard import AddressRefused, Target, parse_url
 from stillmotion.settings import DAY_S
-from stillmotion.store.files import get_file
+from stillmotion.store.files import get_file, is_available
 from stillmotion.types import Access, Caller, FileRecord
 
 _FIELD = "image_url"

@@ -7,9 +7,8 @@ from starlette.responses import Response
 from stillmotion.http import wire
 from stillmotion.http.answers import Json, failed
 from stillmotion.http.site import Site
-from stillmotion.http.storage.lifecycle import is_available
 from stillmotion.http.ways.edge import REQUEST_ID
-from stillmotion.store.files import get_file
+from stillmotion.store.files import get_file, is_available
 from stillmotion.types import Failure, Outcome, Request
 
 _EXPIRED = Failure(

@@ -15,7 +15,6 @@ from starlette.requests import Request as HttpRequest
 
 from stillmotion import ids
 from stillmotion.endpoints import ENDPOINTS, Endpoint
-from stillmotion.errors import StillmotionError
 from stillmotion.http import wire
 from stillmotion.http.answers import BadInput, Refusal, unknown_path
 from stillmotion.http.requests.pictures import Source, take_picture
@@ -179,17 +178,9 @@ async def _keep(site: Site, new: NewRequest, source: Source | None, wishes: Wish
             add_file(conn, file)
         return submit(conn, new, now)
 
-    async def drop_picture() -> None:
-        if file is not None:
-            await site.media.delete([file.media_key])
-
-    try:
-        row = await site.store.write(keep)
-    except StillmotionError:
-        await drop_picture()
-        raise
-    if row.id != new.id:
-        await drop_picture()
+    row = await site.record(keep, file and file.media_key)
+    if file is not None and row.id != new.id:
+        await site.media.delete([file.media_key])
     return row
 
 

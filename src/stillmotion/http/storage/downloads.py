@@ -11,10 +11,10 @@ from starlette.routing import Route
 
 from stillmotion.http.answers import Refusal
 from stillmotion.http.site import Site
-from stillmotion.http.storage.lifecycle import access_to, is_available
+from stillmotion.http.storage.lifecycle import access_to
 from stillmotion.http.ways.callers import Callers
 from stillmotion.media.types import is_inline_safe
-from stillmotion.store.files import get_file
+from stillmotion.store.files import get_file, is_available
 from stillmotion.types import Access, FileRecord
 
 FILE_ID = re.compile(r"[0-9a-f]{32}")

@@ -10,12 +10,11 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request as HttpRequest
 
 from stillmotion.http.answers import Refusal
+from stillmotion.settings import DAY_S, MOST_DAYS
 from stillmotion.types import Access, Acl, Caller, FileRecord, Lifecycle
 
 #: Uploads send the first, some both with the same words; submits send the second, for the film.
 HEADERS = ("x-fal-object-lifecycle", "x-fal-object-lifecycle-preference")
-#: 100 years, so that every expiry is a date.
-LONGEST_S = 100 * 365 * 86_400
 MAX_RULES = 100
 
 
@@ -31,7 +30,7 @@ class _Acl(BaseModel):
 
 class _Preference(BaseModel):
     #: 0 and null are fal's ways to say "your own rule".
-    expiration_duration_seconds: Annotated[int, Field(ge=0, le=LONGEST_S)] | None = None
+    expiration_duration_seconds: Annotated[int, Field(ge=0, le=MOST_DAYS * DAY_S)] | None = None
     initial_acl: _Acl | None = None
 
 
@@ -67,7 +66,3 @@ def access_to(record: FileRecord, caller: Caller | None) -> Access:
     if record.acl is None or (caller is not None and caller.key_id == record.key_id):
         return Access.ALLOW
     return record.acl.default if caller is None else record.acl.rules.get(caller.key_id, record.acl.default)
-
-
-def is_available(record: FileRecord, now: float) -> bool:
-    return record.complete and (record.expires is None or record.expires > now)

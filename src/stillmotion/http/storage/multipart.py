@@ -16,7 +16,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from stillmotion.errors import StillmotionError
 from stillmotion.http import wire
 from stillmotion.http.answers import BadInput, Json, Refusal
 from stillmotion.http.site import Site
@@ -121,11 +120,7 @@ class MultipartRoutes:
             count_upload(conn, record.key_id, part.size, now)
             return placed
 
-        try:
-            placed = await self.site.store.write(place)
-        except StillmotionError:
-            await self.uploads.discard(received)
-            raise
+        placed = await self.site.record(place, received.media_key)
         if placed.replaced is not None:
             await self.site.media.delete([placed.replaced])
         # JavaScript reads the body, Python the header.
@@ -169,7 +164,7 @@ class MultipartRoutes:
 
 
 async def remove_parts(store: Store, media: MediaStore, file_id: str) -> None:
-    """Remove bytes, then records: after a crash in between, the next sweep removes the rest."""
+    """Remove bytes, then records: what a crash leaves of these goes with the file's own."""
     parts = await store.read(lambda conn: get_parts(conn, file_id))
     await media.delete([part.media_key for part in parts])
     await store.write(lambda conn: drop_parts(conn, file_id))

@@ -15,7 +15,6 @@ from sqlalchemy import Connection
 from starlette.requests import Request as HttpRequest
 
 from stillmotion import ids
-from stillmotion.errors import StillmotionError
 from stillmotion.http.answers import Refusal
 from stillmotion.http.site import Site
 from stillmotion.http.storage.lifecycle import read_lifecycle
@@ -148,12 +147,7 @@ class Uploads:
                 count_upload(conn, record.key_id, received.size, now)
             return won
 
-        won = False
-        try:
-            won = await self._site.store.write(publish)
-        except StillmotionError:
-            await self.discard(received)
-            raise
+        won = await self._site.record(publish, received.media_key)
         if not won:
             await self.discard(received)
         return won
