@@ -61,6 +61,7 @@ class Rig:
     frames: int
     chunk: int
     profile: profiles.Profile
+    clock: Callable[[], float] = time.perf_counter
 
     def picture(self) -> Image.Image:
         noise = np.random.default_rng(1).integers(0, 256, (self.size[1] // 16, self.size[0] // 16, 3))
@@ -69,7 +70,7 @@ class Rig:
     def now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return self.clock()
 
     def varied(
         self,
@@ -247,7 +248,7 @@ def ours(rig: Rig, job: Job) -> tuple[Seconds, Frames]:
     with torch.inference_mode():
         begun = rig.now()
         condition = condition_on(
-            cover(rig.picture(), rig.size, rig.size).to(rig.device),
+            cover(rig.picture(), rig.size).to(rig.device),
             clip=rig.clip,
             codec=codec,
             frames=rig.frames,

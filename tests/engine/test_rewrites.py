@@ -1,5 +1,5 @@
 """Each rewrite of the video networks beside the module it replaces, in double precision, where only
-rounding may differ."""
+rounding may differ; oneDNN's operations, which have none, in float32."""
 
 import copy
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillmotion.engine import rewrites
+from stillmotion.engine import fused, rewrites
 from tests.engine.tiny import film_unet
 
 Rewrite = Callable[[nn.Module], None]
@@ -19,7 +19,6 @@ REWRITES = (
     rewrites.one_token_attention,
     rewrites.flat_frame_convolutions,
     rewrites.phase_upsampling,
-    rewrites.sliced_attention,
     rewrites.rewrite_unet,
 )
 
@@ -47,11 +46,22 @@ def decoder() -> nn.Module:
     return unsettle(vae.decoder)
 
 
+def distance(answer: Tensor, exact: Tensor) -> float:
+    """Difference relative to the exact answer's norm."""
+    return float((answer.double() - exact).norm() / exact.norm())
+
+
+def ask_decoder(decoder: Any) -> Tensor:
+    latents = torch.randn((5, 4, 6, 8), generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    dtype = next(decoder.parameters()).dtype
+    return decoder(latents.to(dtype), num_frames=5, image_only_indicator=torch.zeros(1, 5, dtype=dtype))
+
+
 def ask_unet(unet: Any, films: int, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(5)
 
     def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(unet.dtype)
 
     cross = unet.config["cross_attention_dim"]
     return unet(
@@ -64,14 +74,10 @@ def ask_unet(unet: Any, films: int, height: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize("rewrite", REWRITES)
 @pytest.mark.parametrize("shape", [(1, 8, 16), (2, 8, 8), (1, 9, 7)], ids=["one", "two films", "odd sides"])
-def test_unet_answers_the_same(
-    unet: nn.Module, rewrite: Rewrite, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unet_answers_the_same(unet: nn.Module, rewrite: Rewrite, shape: tuple[int, int, int]) -> None:
     fast = copy.deepcopy(unet)
     rewrite(fast)
     with torch.inference_mode():
-        # One slice holds few of the 8x16 tokens' scores, so that there are several.
-        monkeypatch.setattr(rewrites.SlicedAttention, "SCORES", 3 * 128**2)
         torch.testing.assert_close(ask_unet(fast, *shape), ask_unet(unet, *shape), atol=1e-9, rtol=1e-9)
 
 
@@ -79,13 +85,55 @@ def test_unet_answers_the_same(
 def test_decoder_answers_the_same(decoder: nn.Module, rewrite: Rewrite) -> None:
     fast = copy.deepcopy(decoder)
     rewrite(fast)
-    latents = torch.randn((5, 4, 6, 8), generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-    ordinary = torch.zeros(1, 5, dtype=torch.float64)
     with torch.inference_mode():
-        stock = decoder(latents, num_frames=5, image_only_indicator=ordinary)
-        torch.testing.assert_close(
-            fast(latents, num_frames=5, image_only_indicator=ordinary), stock, atol=1e-9, rtol=1e-9
-        )
+        torch.testing.assert_close(ask_decoder(fast), ask_decoder(decoder), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("pack", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("shape", [(1, 8, 16), (2, 8, 8), (1, 9, 7)], ids=["one", "two films", "odd sides"])
+def test_fused_unet_answers_the_same_in_float32(
+    unet: nn.Module, pack: bool, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = copy.deepcopy(unet).float()
+    fused.fuse(fast, pack=pack)
+    # One slice holds few of the 8x16 tokens' scores, so that there are several.
+    monkeypatch.setattr(fused, "SCORES", 3 * 128**2)
+    with torch.inference_mode():
+        assert distance(ask_unet(fast, *shape), ask_unet(unet, *shape)) < 5e-6
+
+
+@pytest.mark.parametrize("small", [0, fused.SMALL_MAP], ids=["torch's group norm", "own group norm"])
+def test_fused_decoder_answers_the_same_in_float32(
+    decoder: nn.Module, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = copy.deepcopy(decoder).float()
+    fused.fuse(fast, pack=False)
+    monkeypatch.setattr(fused, "SMALL_MAP", small)
+    with torch.inference_mode():
+        assert distance(ask_decoder(fast), ask_decoder(decoder)) < 5e-6
+
+
+def test_bfloat16_on_the_cpu_loses_no_more_when_fused(unet: nn.Module, decoder: nn.Module) -> None:
+    half_unet, half_decoder = copy.deepcopy(unet).bfloat16(), copy.deepcopy(decoder).bfloat16()
+    fast_unet, fast_decoder = copy.deepcopy(half_unet), copy.deepcopy(half_decoder)
+    rewrites.rewrite_unet(fast_unet)
+    rewrites.rewrite_decoder(fast_decoder, torch.device("cpu"))
+    assert not any(isinstance(module, nn.Conv3d) for module in fast_unet.modules())
+    with torch.inference_mode():
+        exact, exact_frames = ask_unet(unet, 1, 8, 16), ask_decoder(decoder)
+        allowed = 1.1 * distance(ask_unet(half_unet, 1, 8, 16), exact)
+        assert distance(ask_unet(fast_unet, 1, 8, 16), exact) < allowed < 0.1
+        allowed = 1.1 * distance(ask_decoder(half_decoder), exact_frames)
+        assert distance(ask_decoder(fast_decoder), exact_frames) < allowed < 0.1
+
+
+def test_fused_decoder_changes_formats_and_back(decoder: nn.Module) -> None:
+    fast = copy.deepcopy(decoder).bfloat16()
+    rewrites.rewrite_decoder(fast, torch.device("cpu"))
+    with torch.inference_mode():
+        before = ask_decoder(fast)
+        assert ask_decoder(fast.float()).dtype == torch.float32
+        torch.testing.assert_close(ask_decoder(fast.bfloat16()), before, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from stillmotion import profiles
+from stillmotion.engine.fused import channels_last
 from stillmotion.engine.loading import load_network, read_json
 from stillmotion.errors import WeightsMissing
 
@@ -40,7 +41,7 @@ class Codec:
         self.scaling: float = vae.config["scaling_factor"]
         self._takes_frames = "num_frames" in inspect.signature(vae.decode).parameters
         vae.decoder.to(dtype)
-        _channels_last(vae.decoder)
+        channels_last(vae.decoder)
 
     @property
     def cell(self) -> int:
@@ -74,14 +75,6 @@ class Codec:
         unscaled = (latents / self.scaling).to(dtype, memory_format=torch.channels_last)
         more = {"num_frames": len(unscaled)} if self._takes_frames else {}
         return pixel_shuffle(self.vae.decode(unscaled, **more).sample, self.folding.shuffle_out).float()
-
-
-def _channels_last(decoder: torch.nn.Module) -> None:
-    """Lay the convolutions' weights out by channels last, which `Module.to` refuses beside 5-D ones."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for weight in decoder.parameters():
-        if weight.ndim in formats:
-            weight.data = weight.data.contiguous(memory_format=formats[weight.ndim])
 
 
 def load_codec(

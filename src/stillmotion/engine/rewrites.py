@@ -9,9 +9,10 @@ results differ by rounding.
 - The (3, 1, 1) convolutions over frames as Conv2d over (frames, pixels).
 - `a x + (1 - a) (x + h)`, a learned blend with a residual, as `x + (1 - a) h` with `1 - a` folded into the
   last convolution of h.
-- Self-attention in slices that fit the cache, for bfloat16 on a CPU.
 - Nearest doubling before a 3x3 convolution as four 2x2 convolutions, one per output phase, whose weights
   are sums of the nine.
+
+For bfloat16 on a CPU, `fused` has whole blocks rewritten.
 """
 
 from typing import Any, cast
@@ -20,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stillmotion.engine.fused import fuse, temporal_share
+
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock  # isort: skip
-from diffusers.models.resnet import AlphaBlender, SpatioTemporalResBlock, TemporalResnetBlock  # isort: skip
+from diffusers.models.resnet import SpatioTemporalResBlock, TemporalResnetBlock  # isort: skip
 from diffusers.models.upsampling import Upsample2D  # isort: skip
 
 
@@ -79,63 +82,35 @@ class PhaseUpsample(nn.Module):
             # The skip connection has an odd side: the doubled picture is cut before it is convolved.
             return self.conv(functional.interpolate(hidden_states, size=output_size, mode="nearest"))
         phases = functional.conv2d(hidden_states, self.weight, self.bias, padding=1)
-        n, channels = phases.shape[0], phases.shape[1] // 4
+        parts = phases.view(len(phases), 2, 2, -1, *phases.shape[2:])
         # Phase (p, q) of pixel (y, x) stands at row y + p, column x + q of the padded answer.
-        parts = phases.view(n, 2, 2, channels, height + 1, width + 1)
-        out = phases.new_empty(n, channels, height, 2, width, 2)
+        last = phases.is_contiguous(memory_format=torch.channels_last)
+        out = torch.empty(
+            (len(phases), parts.shape[3], 2 * height, 2 * width),
+            dtype=phases.dtype,
+            device=phases.device,
+            memory_format=torch.channels_last if last else torch.contiguous_format,
+        )
         for p in (0, 1):
             for q in (0, 1):
-                out[:, :, :, p, :, q] = parts[:, p, q, :, p : p + height, q : q + width]
-        return out.reshape(n, channels, 2 * height, 2 * width)
+                out[:, :, p::2, q::2] = parts[:, p, q, :, p : p + height, q : q + width]
+        return out
 
 
-class SlicedAttention:
-    """Attention in slices whose scores stay in the cache, with its softmax in float32.
-
-    torch's fused bfloat16 kernel takes two to three times as long on a CPU without matrix tiles (AMX).
-    Set with diffusers' `set_attn_processor`.
-    """
-
-    #: Scores held at once: 2 MiB of float32.
-    SCORES = 1 << 19
-
-    def __call__(
-        self, attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
-    ) -> Tensor:
-        def heads(x: Tensor) -> Tensor:
-            return x.view(*x.shape[:2], attention.heads, -1).transpose(1, 2).flatten(0, 1)
-
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = heads(attention.to_q(hidden_states))
-        key, value = heads(attention.to_k(context)), heads(attention.to_v(context))
-        step = max(1, self.SCORES // (query.shape[1] * key.shape[1]))
-        exact = torch.promote_types(query.dtype, torch.float32)
-        parts: list[Tensor] = []
-        for first in range(0, len(query), step):
-            q, k, v = (x[first : first + step] for x in (query, key, value))
-            scores = torch.bmm(q, k.transpose(1, 2)).to(exact).mul_(attention.scale)
-            parts.append(torch.bmm(scores.softmax(-1).to(v.dtype), v))
-        answer = torch.cat(parts).view(-1, attention.heads, *query.shape[1:]).transpose(1, 2).flatten(2)
-        return attention.to_out[0](answer)
+def rewrite_unet(unet: Any, device: torch.device | None = None) -> None:
+    """Apply what is faster in the network's number format on a device; None = the one it is on."""
+    if (device or unet.device).type == "cpu" and unet.dtype == torch.bfloat16:
+        fuse(unet, pack=True)
+    else:
+        one_token_attention(unet)
+        flat_frame_convolutions(unet)
 
 
-def temporal_share(blender: AlphaBlender) -> Tensor:
-    """Weight of the temporal side for films (no frame is an image on its own)."""
-    learned = cast(Tensor, blender.mix_factor).double()
-    alpha = learned if blender.merge_strategy == "fixed" else torch.sigmoid(learned)
-    return alpha if blender.switch_spatial_to_temporal_mix else 1 - alpha
-
-
-def rewrite_unet(unet: Any) -> None:
-    """Apply what is faster on the device and in the number format the network is in."""
-    one_token_attention(unet)
-    flat_frame_convolutions(unet)
-    if unet.device.type == "cpu" and unet.dtype == torch.bfloat16:
-        sliced_attention(unet)
-
-
-def sliced_attention(unet: Any) -> None:
-    unet.set_attn_processor(SlicedAttention())
+def rewrite_decoder(decoder: nn.Module, device: torch.device) -> None:
+    """Apply what is faster in the decoder's number format on a device; it can change formats afterwards."""
+    if device.type == "cpu" and next(decoder.parameters()).dtype == torch.bfloat16:
+        fuse(decoder, pack=False)
+        phase_upsampling(decoder)
 
 
 def one_token_attention(network: nn.Module) -> None:
