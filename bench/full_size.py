@@ -72,8 +72,8 @@ def write_video(root: Path) -> None:
     save(unet, root / turbo.repository, turbo.files[0], torch.float32)
 
 
-def write_pictures(root: Path) -> None:
-    base = root / PROFILE.sources[2].repository
+def picture_networks() -> tuple[Any, Any, Any, Any]:
+    """SDXL's UNet, autoencoder and two text encoders on the meta device."""
     with torch.device("meta"):
         unet = models.UNet2DConditionModel(
             sample_size=128,
@@ -105,6 +105,12 @@ def write_pictures(root: Path) -> None:
                 projection_dim=1280,
             )
         )
+    return unet, vae, small, large
+
+
+def write_pictures(root: Path) -> None:
+    base = root / PROFILE.sources[2].repository
+    unet, vae, small, large = picture_networks()
     save_with_config(vae, base / "vae", "diffusion_pytorch_model")
     save_with_config(small, base / "text_encoder", "model")
     save_with_config(large, base / "text_encoder_2", "model")
@@ -141,7 +147,8 @@ def main() -> None:
     flaws = [told for told in verify(PROFILE, target) if isinstance(told, Flaw)]
     print(f"verified, {len(flaws)} flaws")
     begun = time.perf_counter()
-    weights = load_weights(PROFILE, target, torch.device("cpu"), torch.bfloat16)
+    preset = PROFILE.memory_presets[0]
+    weights = load_weights(PROFILE, target, torch.device("cpu"), torch.bfloat16, preset)
     print(f"loaded in {time.perf_counter() - begun:.1f} s")
     for name, network in parts(weights):
         print(f"{name}: {sum(parameter.numel() for parameter in network.parameters()):,} parameters")

@@ -1,20 +1,25 @@
 """Full-size Stable Video Diffusion with random weights on a GPU: stock diffusers and our loop by levers.
 
-    PYTHONPATH=src:. python -m bench.gpu [--rounds 3] [--device cuda:0] [--dtype bfloat16] [--compile]
+    PYTHONPATH=src:. python -m bench.gpu [--rounds 3] [--device cuda:0] [--dtype bfloat16] [--compile MODE …]
 
 The first row of each job is stock diffusers, the last our loop with everything that is on by default; the
 rows between add one change each to our loop as it was. `--tiny` runs small networks on a CPU.
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 
 from bench.rigs import STAGES, Job, Rig, Seconds, build, medians, ours, psnr, stock
 from stillmotion.engine import rewrites
+from stillmotion.engine.compiling import SPARE_GRAPHS, Compilation, Plan, compile_forward
+from stillmotion.settings import CompileMode
 
+MODES = get_args(CompileMode)[1:]
 #: TFLOP counted on the meta device at 25 frames of 1024x576; one multiply-add is two.
 UNET_TFLOP, DECODE_TFLOP, ENCODE_TFLOP = 79.95, 173.6, 2.6 + 0.33
 JOBS = (Job("turbo", 4, guided=False, lcm=True), Job("HQ", 25, guided=True))
@@ -30,8 +35,16 @@ CHANGES: tuple[Change, ...] = (
 )
 
 
-def compiled(network: Any) -> None:
-    network.compile(dynamic=False, mode="max-autotune-no-cudagraphs")
+def compiled(rig: Rig, compilation: Compilation) -> Change:
+    """The default, compiled as the engine does; compiling itself falls into the warm-up."""
+    compilation.prepare(rig.device, rig.profile.memory_presets[0])
+    cell = rig.profile.codec.cell
+    plan = Plan(frozenset(((rig.size[1] // cell, rig.size[0] // cell),)), SPARE_GRAPHS)
+
+    def change(network: Any) -> None:
+        compile_forward(network, compilation, plan)
+
+    return f"default, compiled: {compilation.mode}", (rewrites.rewrite_unet, change), (change,)
 
 
 def row(name: str, seconds: Seconds, peak: float, job: Job, full: bool, difference: str) -> str:
@@ -71,7 +84,9 @@ def main() -> None:
     ask.add_argument("--device", default="cuda:0")
     ask.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     ask.add_argument("--chunk", type=int, default=8, help="frames decoded together")
-    ask.add_argument("--compile", action="store_true", help="also with torch.compile; takes minutes")
+    ask.add_argument(
+        "--compile", nargs="+", default=(), choices=MODES, metavar="MODE", help="also compiled; takes minutes"
+    )
     ask.add_argument("--tiny", action="store_true", help="small networks on a CPU, to try the script itself")
     told = ask.parse_args()
     if not told.tiny and not torch.cuda.is_available():
@@ -89,9 +104,8 @@ def main() -> None:
     floor = "" if told.tiny else " (TFLOP/s of the counted work)"
     print(f"Seconds{floor}; dB to stock's frames.\n")
     print("| run | encode | denoise | decode | total | peak GB | dB |\n|---|---|---|---|---|---|---|")
-    changes = CHANGES
-    if told.compile:
-        changes += (("default, compiled", (rewrites.rewrite_unet, compiled), (compiled,)),)
+    folder = Path(tempfile.gettempdir()) / "stillmotion-bench-compiled"
+    changes = CHANGES + tuple(compiled(rig, Compilation(mode, folder)) for mode in told.compile)
     for job in TINY_JOBS if told.tiny else JOBS:
         measure(rig, job, told.rounds, changes, not told.tiny)
 

@@ -6,10 +6,13 @@ not one of these is ignored, so any sentence is a prompt:
     steps=4        denoising steps (default: the request's own, else 4)
     pause=0.05     seconds each step takes (default 0.01)
     frames=25      frames of the film
+    made_under=X   the film's own fingerprint, other than the runner's
     print=WORD     print WORD to stdout and to stderr at step 1; print=flood prints 10 MB,
-                   print=bytes invalid UTF-8
+                   print=bytes invalid UTF-8, print=unended half a line
     crash_at=2     SIGKILL itself at that step          exit_at=2     sys.exit(3)
     hang_at=2      wait for ever                        garbage_at=2  write rubbish into the protocol
+    late           one more log line once the film is made
+    huge           its log line and its RuntimeError are 2 MB long
     raise_at=2     raise RuntimeError                   refuse_at=2   raise InputRefused for `prompt`
     memory_at=2    raise MemoryError                    lost_at=2     raise DeviceLost
     until=2        faults happen in attempts up to this one only (default: in all)
@@ -24,7 +27,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,8 @@ from stillmotion.types import Assignment, Film
 from stillmotion.video import VideoWriter
 
 FRAMES = 25
+#: Twice what a message of the protocol may hold.
+HUGE = 2 * 1024 * 1024
 #: Side of a film whose size the request leaves open.
 SIDE = 256
 
@@ -61,7 +66,7 @@ class TimedEngine:
             if assignment.attempt <= int(table.get("until", assignment.attempt)):
                 misbehave(table, step)
             time.sleep(pause_s)
-            report.log(f"step {step}/{steps} ({pause_s:.2f} s)")
+            report.log(f"step {step}/{steps} ({pause_s:.2f} s)" + ("x" * HUGE if "huge" in table else ""))
             report.progress("denoise", step, steps)
         denoised = time.monotonic()
         width, height = assignment.width or SIDE, assignment.height or SIDE
@@ -69,7 +74,29 @@ class TimedEngine:
         with VideoWriter(Path(assignment.output), width, height, assignment.fps) as writer:
             writer.write(frames)
         timings = {"denoise": denoised - begun, "decode": time.monotonic() - denoised}
-        return Film(width=width, height=height, frames=len(frames), timings=timings)
+        if "late" in table:
+            threading.Timer(0.1, report.log, ["too late"]).start()
+        made_under = table.get("made_under")
+        return Film(width=width, height=height, frames=len(frames), timings=timings, fingerprint=made_under)
+
+    def warm_up(self) -> Iterator[tuple[int, int]]:
+        yield 1, 1
+
+
+class WarmingEngine(TimedEngine):
+    """Warms three sizes; beyond the first, each once the file `warm-N` is in the data directory."""
+
+    def __init__(self, device: str, folder: Path) -> None:
+        super().__init__(device, frames=1)
+        self._folder = folder
+
+    def warm_up(self) -> Iterator[tuple[int, int]]:
+        yield 1, 3
+        for size in (2, 3):
+            (self._folder / f"warming-{size}").touch()
+            while not (self._folder / f"warm-{size}").exists():
+                time.sleep(0.01)
+            yield size, 3
 
 
 def read_timetable(prompt: str) -> dict[str, str]:
@@ -84,6 +111,8 @@ def say(word: str) -> None:
             os.write(1, (b"x" * 99 + b"\n") * 1000)
     elif word == "bytes":
         os.write(1, b"caf\xe9 \x00 done\n")
+    elif word == "unended":
+        os.write(1, b"no end")
     else:
         print(word)
         print(word, file=sys.stderr)
@@ -99,7 +128,7 @@ def misbehave(table: Mapping[str, str], step: int) -> None:
     if table.get("garbage_at") == str(step):
         os.write(int(sys.argv[sys.argv.index("--fd") + 1]), b"rubbish, not a message\n")
     if table.get("raise_at") == str(step):
-        raise RuntimeError("told to raise by the timetable")
+        raise RuntimeError("told to raise by the timetable" + ("x" * HUGE if "huge" in table else ""))
     if table.get("memory_at") == str(step):
         raise MemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
     if table.get("lost_at") == str(step):
@@ -134,8 +163,18 @@ def open_brief(settings: Mapping[str, Any]) -> TimedEngine:
     return TimedEngine(settings["device"], frames=1)
 
 
+def open_warming(settings: Mapping[str, Any]) -> TimedEngine:
+    return WarmingEngine(settings["device"], Path(settings["data_dir"]))
+
+
 def open_without_weights(settings: Mapping[str, Any]) -> TimedEngine:
     raise WeightsMissing(f"unet.safetensors is missing for profile {settings['profile']}.")
+
+
+def open_never(settings: Mapping[str, Any]) -> TimedEngine:
+    print("loading for ever")
+    threading.Event().wait()
+    raise AssertionError("nobody sets it")
 
 
 def open_and_exit(settings: Mapping[str, Any]) -> TimedEngine:

@@ -1,23 +1,41 @@
 """Profiles: a named set of weights with the numbers to run them by, read from `presets/*.toml`.
 
 Everything in which one set of weights differs from another is a key here; the engine never asks for a
-profile by name. Unknown keys, missing keys and wrong types are refused, naming the file and the key.
+profile by name. An owner's `DATA/profiles/NAME.toml` is laid over the preset of that name, key by key.
+Unknown keys, missing keys, wrong types and numbers that cannot work are refused, naming the file and the key.
 """
 
 import dataclasses
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from stillmotion.errors import UserError, WeightsMissing
 
 PACKAGE = Path(__file__).parent
+#: Folder of a data directory in which its owner changes profiles.
+OWN = "profiles"
 PRESETS = PACKAGE / "presets"
+#: Instead of a memory preset's name: the first that fits.
+AUTO = "auto"
+#: What callers may ask for; the sampler's grid must have as many levels.
+MOST_LCM_STEPS = 20
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+#: What can be on the device or in host memory by itself, in the order a film needs it.
+Part = Literal[
+    "text_encoder",
+    "picture_unet",
+    "picture_vae",
+    "image_encoder",
+    "vae_encoder",
+    "unet",
+    "turbo_unet",
+    "vae_decoder",
+]
 Size = tuple[int, int]
 Table = Mapping[str, Any]
 T = TypeVar("T")
@@ -108,6 +126,21 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPreset:
+    """One way to fit the making of a film into a device's memory."""
+
+    name: str
+    #: Device memory to be free before anything is loaded, for a film of `warm_size` (docs/performance.md).
+    needs_gib: float
+    #: Parts that stay on the device; the others wait in host memory and come while their stage runs.
+    stay: tuple[Part, ...] = ()
+    #: Frames decoded together; 0 = the profile's number.
+    decode_chunk_size: int = 0
+    #: Frames the video UNet's feed-forwards take at once, a divisor of `frames`; 0 = all of them.
+    feed_forward_frames: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Files of one hub repository and the folder of the weights they belong in."""
 
@@ -117,8 +150,6 @@ class Source:
     folder: str = ""
     #: Those of the files whose float32 tensors are kept as float16.
     cast: tuple[str, ...] = ()
-    #: The hub wants the licence accepted by a signed-in account first.
-    gated: bool = False
 
     def place(self, name: str) -> str:
         """Where one of its files belongs in the weights folder."""
@@ -153,6 +184,40 @@ class Profile:
     first_frame: FirstFrame
     parts: Parts
     sources: tuple[Source, ...] = ()
+    #: From most device memory to least.
+    memory: tuple[MemoryPreset, ...] = ()
+
+    @property
+    def memory_presets(self) -> tuple[MemoryPreset, ...]:
+        """The memory presets, complete; a profile without any keeps everything on the device."""
+        listed = self.memory or (MemoryPreset(name="whole", needs_gib=0, stay=typing.get_args(Part)),)
+        chunk = self.decode_chunk_size
+        return tuple(replace(each, decode_chunk_size=each.decode_chunk_size or chunk) for each in listed)
+
+    def choose_memory(self, asked: str, free_gib: float) -> MemoryPreset:
+        """Take the memory preset asked for by name or, for AUTO, the first that fits."""
+        presets = self.memory_presets
+        if asked == AUTO:
+            for preset in presets:
+                if preset.needs_gib <= free_gib:
+                    return preset
+            raise UserError(
+                f"Profile {self.name} needs {presets[-1].needs_gib:g} GiB of free device memory and "
+                f"{free_gib:.1f} are there; end what else uses the device, or try all the same with "
+                f"STILLMOTION_MEMORY_PRESET={presets[-1].name}."
+            )
+        for preset in presets:
+            if preset.name == asked:
+                return preset
+        raise UserError(
+            f"Profile {self.name} has no memory preset {asked!r}; set STILLMOTION_MEMORY_PRESET to "
+            f"{', '.join(preset.name for preset in presets)} or {AUTO}."
+        )
+
+    def smaller_memory(self, preset: MemoryPreset) -> MemoryPreset | None:
+        """The memory preset after this one; None after the smallest."""
+        presets = self.memory_presets
+        return next(iter(presets[presets.index(preset) + 1 :]), None)
 
     def weights_dir(self, data_dir: Path) -> Path:
         return PACKAGE / "weights" / self.name if self.bundled else data_dir / "weights" / self.name
@@ -173,33 +238,117 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def load_profile(name: str) -> Profile:
-    """Read a profile by its name."""
+def own_profile(name: str, data_dir: Path) -> Path:
+    """Where the owner of a data directory changes a profile."""
+    return data_dir / OWN / f"{name}.toml"
+
+
+def load_profile(name: str, data_dir: Path | None = None) -> Profile:
+    """Read a profile by its name, with the owner's changes in the data directory."""
     path = PRESETS / f"{name}.toml"
     if name not in profile_names():
         raise UserError(f"There is no profile {name!r}; the profiles are {', '.join(profile_names())}.")
-    return parse_profile(path.read_text(encoding="utf-8"), path)
+    preset = path.read_text(encoding="utf-8")
+    own = own_profile(name, data_dir) if data_dir else None
+    if own is None or not own.is_file():
+        return parse_profile(preset, path)
+    try:
+        changes = own.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{own} cannot be read: {error}.") from error
+    return change_profile(preset, changes, own)
 
 
 def parse_profile(text: str, source: Path) -> Profile:
     """Read a profile from TOML; `source` is what errors call it."""
+    return _checked(_read(Profile, _parse(text, source), source, ""), source)
+
+
+def change_profile(preset: str, changes: str, source: Path) -> Profile:
+    """Read a profile from TOML with the tables of `changes` laid over it; `source` is where these stand."""
+    table = _parse(changes, source)
+    if "name" in table:
+        raise UserError(
+            f"{source}: name cannot be changed; the file's own name says which profile it is for."
+        )
+    return _checked(_read(Profile, _laid_over(_parse(preset, source), table), source, ""), source)
+
+
+def _parse(text: str, source: Path) -> Table:
     try:
-        table = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{source}: not valid TOML: {error}.") from error
-    profile = _read(Profile, table, source, "")
+
+
+def _laid_over(table: Table, changes: Table) -> Table:
+    """Replace a table's values by those of another, tables inside them likewise."""
+    both = {
+        name: _laid_over(table[name], cast(Table, value))
+        for name, value in changes.items()
+        if isinstance(value, dict) and isinstance(table.get(name), dict)
+    }
+    return {**table, **changes, **both}
+
+
+def _checked(profile: Profile, source: Path) -> Profile:
+    """Refuse numbers no film can be made by."""
     if profile.dtype.cpu == "float16":
         raise UserError(
             f"{source}: dtype.cpu is 'float16', which CPUs run about 50 times slower than bfloat16; "
             "use 'float32' or 'bfloat16'."
         )
+    counts = {
+        "frames": profile.frames,
+        "decode_chunk_size": profile.decode_chunk_size,
+        "threads": profile.threads,
+        "first_frame.steps": profile.first_frame.steps,
+        "samplers.euler.steps": profile.samplers.euler.steps,
+    }
+    for key, count in counts.items():
+        if count < 1:
+            raise _wrong(source, key, count, "at least 1")
+    if profile.samplers.lcm.grid < MOST_LCM_STEPS:
+        raise _wrong(source, "samplers.lcm.grid", profile.samplers.lcm.grid, f"at least {MOST_LCM_STEPS}")
+    for name, sampler in (("lcm", profile.samplers.lcm), ("euler", profile.samplers.euler)):
+        low, high = sampler.sigma_min, sampler.sigma_max
+        if not 0 < low < high:
+            raise _wrong(source, f"samplers.{name}.sigma_min", low, f"above 0 and below sigma_max, {high:g}")
+    cell = profile.codec.cell
+    for size in profile.native_sizes:
+        if min(size) < cell or any(side % cell for side in size):
+            raise _wrong(source, "native_sizes", list(size), f"two positive multiples of codec.cell, {cell}")
+    _check_memory(profile, source)
     return profile
+
+
+def _check_memory(profile: Profile, source: Path) -> None:
+    names = [preset.name for preset in profile.memory]
+    if len(set(names)) < len(names) or AUTO in names:
+        raise _wrong(source, "memory.name", ", ".join(names), f"another in each preset, and never {AUTO}")
+    for preset in profile.memory:
+        if preset.decode_chunk_size < 0:
+            raise _wrong(source, "memory.decode_chunk_size", preset.decode_chunk_size, "at least 0")
+        frames = preset.feed_forward_frames
+        if frames < 0 or (frames and profile.frames % frames):
+            wanted = f"0 or a divisor of frames, {profile.frames}"
+            raise _wrong(source, "memory.feed_forward_frames", frames, wanted)
 
 
 def choose_profile(asked: str, cuda: bool, data_dir: Path) -> tuple[Profile, str]:
     """Pick the profile to run and say why; `auto` prefers big weights that are here and can run."""
+    names = profile_names()
+    for stray in own_profile("*", data_dir).parent.glob("*.toml"):
+        if stray.stem not in names:
+            raise UserError(f"{stray} changes no profile; name it after one of {', '.join(names)}.")
+    profile, why = _choose(asked, cuda, data_dir)
+    own = own_profile(profile.name, data_dir)
+    return profile, f"{why}; changed by {own}" if own.is_file() else why
+
+
+def _choose(asked: str, cuda: bool, data_dir: Path) -> tuple[Profile, str]:
     if asked != "auto":
-        profile = load_profile(asked)
+        profile = load_profile(asked, data_dir)
         if profile.needs_cuda and not cuda:
             raise UserError(
                 f"Profile {asked} needs a CUDA device and none is visible; check `nvidia-smi`, "
@@ -207,7 +356,8 @@ def choose_profile(asked: str, cuda: bool, data_dir: Path) -> tuple[Profile, str
             )
         _require_weights(profile, data_dir)
         return profile, "asked for"
-    profiles = sorted((load_profile(name) for name in profile_names()), key=lambda profile: profile.bundled)
+    known = (load_profile(name, data_dir) for name in profile_names())
+    profiles = sorted(known, key=lambda profile: profile.bundled)
     reasons: list[str] = []
     for profile in profiles:
         if profile.needs_cuda and not cuda:

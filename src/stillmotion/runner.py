@@ -4,7 +4,8 @@ Started by the worker as `python -m stillmotion.runner --engine MODULE:FUNCTION 
 It speaks newline JSON over the inherited socket N, at most LINE_LIMIT bytes a line:
 
     in   open {settings}   run {assignment}   cancel {request_id, attempt}
-    out  ready {fingerprint, device, summary, load_s}   fatal {message}   alive {still_s}
+    out  ready {fingerprint, device, summary, load_s}   warming {warm, sizes}   fatal {message}
+         alive {still_s}
          started {}   log {message, level}   progress {stage, step, steps}
          done {film}   failed {failure, trace}   cancelled {}         each with request_id, attempt
 
@@ -20,14 +21,13 @@ import errno
 import importlib
 import json
 import os
-import queue
 import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +39,8 @@ from stillmotion.types import Assignment, Failure, Film, Level
 LINE_LIMIT = 1024 * 1024  # bytes
 TEXT_LIMIT = 32 * 1024  # characters of one log message or traceback
 ALIVE_S = 1.0
+#: A worker that has work hands it over sooner than this; only then is there time to warm a size.
+IDLE_S = 0.5
 #: How the system says that no more fits: on the disk, in the user's share of it, in one file.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -47,15 +49,25 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 class Engine(Protocol):
     """What `--engine` opens."""
 
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str: ...
+
     device: str
     #: One line for people: which weights, where.
     summary: str
 
     def make(self, assignment: Assignment, report: Report) -> Film: ...
 
+    def warm_up(self) -> Iterator[tuple[int, int]]:
+        """Yield how many sizes are warm and how many there are: at once, and after each further one."""
+        ...
+
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]
+
+
+def key_of(assignment: Assignment) -> tuple[str, int]:
+    return assignment.request_id, assignment.attempt
 
 
 def die_with_parent(parent: int) -> None:
@@ -102,7 +114,7 @@ class Telling(Report):
     def __init__(self, link: Link, assignment: Assignment, cancelled: set[tuple[str, int]]) -> None:
         self._link = link
         self._cancelled = cancelled
-        self.key = (assignment.request_id, assignment.attempt)
+        self.key = key_of(assignment)
         self.moved = time.monotonic()
 
     def send(self, kind: str, **fields: Any) -> None:
@@ -123,13 +135,20 @@ class Telling(Report):
 
 
 class Runner:
-    """The life of the process: the main thread works, one thread listens, one says it is alive."""
+    """The life of the process: the main thread works, one thread listens, one says it is alive.
+
+    While no job waits, the engine warms one size after another; so a job waits for one at most.
+    """
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._jobs: queue.SimpleQueue[Assignment] = queue.SimpleQueue()
+        #: The job that was handed over and has not begun.
+        self._job: Assignment | None = None
+        self._jobs = threading.Condition()
         self._cancelled: set[tuple[str, int]] = set()
         self._telling: Telling | None = None
+        #: When the size that is being warmed was begun.
+        self._warming: float | None = None
 
     def serve(self, open_engine: OpenEngine, settings: Mapping[str, Any]) -> int:
         threading.Thread(target=self._listen, daemon=True).start()
@@ -140,6 +159,8 @@ class Runner:
         except StillmotionError as error:
             self._link.send("fatal", message=str(error))
             return 1
+        sizes = engine.warm_up()
+        self._warm(sizes)
         self._link.send(
             "ready",
             fingerprint=engine.fingerprint,
@@ -147,31 +168,64 @@ class Runner:
             summary=engine.summary,
             load_s=round(time.monotonic() - begun, 3),
         )
+        try:
+            while True:
+                self._make(engine, self._next_job(sizes))
+        except DeviceLost as lost:
+            # Every later request would fail of it, too; this one may run again in a fresh process.
+            self._link.send("fatal", message=str(lost))
+            return 1
+
+    def _warm(self, sizes: Iterator[tuple[int, int]]) -> bool:
+        """Have one further size warmed; False when there is none."""
+        self._warming = time.monotonic()
+        state = next(sizes, None)
+        self._warming = None
+        if state is not None:
+            self._link.send("warming", warm=state[0], sizes=state[1])
+        return state is not None
+
+    def _next_job(self, sizes: Iterator[tuple[int, int]]) -> Assignment:
+        """Wait for a job, and warm what is left to be warmed meanwhile."""
+        idle_s: float | None = IDLE_S
         while True:
-            try:
-                self._make(engine, self._jobs.get())
-            except DeviceLost as lost:
-                # Every later request would fail of it, too; this one may run again in a fresh process.
-                self._link.send("fatal", message=str(lost))
-                return 1
+            with self._jobs:
+                self._jobs.wait_for(lambda: self._job is not None, idle_s)
+                if (job := self._job) is not None:
+                    self._job = None
+                    return job
+            if not self._warm(sizes):
+                idle_s = None
 
     def _listen(self) -> None:
         try:
             while True:
                 message = self._link.receive()
                 if message["type"] == "run":
-                    self._jobs.put(Assignment.from_json(message["assignment"]))
+                    with self._jobs:
+                        self._job = Assignment.from_json(message["assignment"])
+                        self._jobs.notify()
                 elif message["type"] == "cancel":
-                    self._cancelled.add((message["request_id"], message["attempt"]))
+                    self._cancel((message["request_id"], message["attempt"]))
         finally:
             # A deaf runner would go on saying that it is alive, and keep its request for ever.
             traceback.print_exc()
             os._exit(1)
 
+    def _cancel(self, key: tuple[str, int]) -> None:
+        with self._jobs:
+            if self._job is None or key_of(self._job) != key:
+                self._cancelled.add(key)
+                return
+            self._job = None
+        # It waits for a size to be warmed, and has nothing to stop.
+        self._link.send("cancelled", request_id=key[0], attempt=key[1])
+
     def _stay_alive(self) -> None:
         while True:
-            telling = self._telling
-            still_s = 0.0 if telling is None else time.monotonic() - telling.moved
+            telling, warming = self._telling, self._warming
+            moved = telling.moved if telling is not None else warming
+            still_s = 0.0 if moved is None else time.monotonic() - moved
             self._link.send("alive", still_s=round(still_s, 1))
             time.sleep(ALIVE_S)
 
@@ -181,9 +235,6 @@ class Runner:
         kind, fields = _attempt(engine, assignment, telling)
         self._telling = None
         self._cancelled.discard(telling.key)
-        # What was printed must be in the pipes before the worker reads that this attempt is over.
-        sys.stdout.flush()
-        sys.stderr.flush()
         telling.send(kind, **fields)
 
 
@@ -209,7 +260,10 @@ def _attempt(engine: Engine, assignment: Assignment, telling: Telling) -> tuple[
 
 def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
-        return "The device has too little memory for this video; a smaller video_size needs less."
+        return (
+            "The device has too little memory for this video; a smaller video_size may need less, and so may "
+            "a smaller memory preset of the server (STILLMOTION_MEMORY_PRESET)."
+        )
     if isinstance(error, OSError) and error.errno in FULL:
         return "The server's disk is full."
     return "The model failed while making this video."

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -47,6 +47,7 @@ def _check_url(url: str) -> str:
 Words = Annotated[list[str], BeforeValidator(_split)]
 Networks = Annotated[Words, AfterValidator(_check_networks)]
 HttpUrl = Annotated[str, AfterValidator(_check_url)]
+CompileMode = Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
 
 
 def _setting(default: Any, unit: str, description: str, **limits: Any) -> Any:
@@ -76,6 +77,15 @@ class Settings(BaseModel):
     )
     profile: str = _setting("auto", "name", "auto, pocket or svd: which weights and presets to run.")
     devices: Words = _setting(["auto"], "devices", "cpu, cuda:0,cuda:1,… or auto; one runner each.")
+    memory_preset: str = _setting(
+        "auto", "name", "A memory preset of the profile, or auto: the first that fits the free GPU memory."
+    )
+    compile: CompileMode = _setting(
+        "off",
+        "mode",
+        "How the video networks are compiled: off, default, max-autotune-no-cudagraphs, or reduce-overhead "
+        "(CUDA graphs). Compiling takes minutes, once; off, because no gain was measured on a GPU yet.",
+    )
     public_url: HttpUrl | None = _setting(
         None, "URL", "Address path-style callers reach this server by, when behind a proxy."
     )
@@ -110,9 +120,14 @@ class Settings(BaseModel):
     cancel_grace_s: float = _setting(5, "s", "How long a cancelled runner may take before SIGKILL.", gt=0)
     drain_grace_s: float = _setting(600, "s", "How long SIGTERM waits for running work.", gt=0)
     log_flush_s: float = _setting(0.25, "s", "How often new log lines and progress are written.", gt=0)
-    start_timeout_s: float = _setting(600, "s", "How long a runner may take to load its weights.", gt=0)
+    start_timeout_s: float = _setting(
+        600, "s", "How long a runner may take to load its weights and to compile for its first size.", gt=0
+    )
     stall_timeout_s: float = _setting(
-        600, "s", "How long a runner may work on one step before it counts as hung.", gt=0
+        600,
+        "s",
+        "How long a runner may work on one step, or compile for one size, before it counts as hung.",
+        gt=0,
     )
 
     sse_ping_s: float = _setting(

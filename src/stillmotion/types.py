@@ -5,10 +5,20 @@ Nothing here knows HTTP, SQL or torch.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
+
+#: Named film sizes, width x height in pixels.
+VIDEO_SIZES: dict[str, tuple[int, int]] = {
+    "square_hd": (1024, 1024),
+    "square": (512, 512),
+    "portrait_4_3": (768, 1024),
+    "portrait_16_9": (576, 1024),
+    "landscape_4_3": (1024, 768),
+    "landscape_16_9": (1024, 576),
+}
 
 
 class State(StrEnum):
@@ -268,11 +278,22 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Warmth:
+    """How many of the sizes that films are expected in a runner has made one in."""
+
+    device: str
+    warm: int
+    sizes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
     """Whether a runner can take work now, and if not, why."""
 
     ready: bool
     reason: str
+    #: Of the runners that can take work.
+    runners: Sequence[Warmth] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,3 +338,5 @@ class Film:
     frames: int
     #: Seconds by stage.
     timings: Mapping[str, float]
+    #: When it was made under another fingerprint than its runner's.
+    fingerprint: str | None = None

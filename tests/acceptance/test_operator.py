@@ -6,14 +6,10 @@ import subprocess
 from pathlib import Path
 
 import httpx
-import pytest
 
-from stillmotion.profiles import load_profile
 from stillmotion.video import read_frames
 from tests.acceptance.calls import film, submit, wait_for
 from tests.server import ROOT, TIMED_ENGINE, Server, command, environment, run_cli, wait_until
-
-POCKET = load_profile("pocket").missing_parts(Path()) == []
 
 
 def create_key(server: Server, name: str) -> str:
@@ -62,9 +58,12 @@ def test_admin_socket_is_the_owners_alone(server: Server) -> None:
 def test_backup_of_a_running_server_starts_as_another(server: Server, tmp_path: Path) -> None:
     ticket = submit(server, "a rocket")
     wait_for(server, ticket, "COMPLETED")
-    copy = tmp_path / "copy"
+    copy, own = tmp_path / "copy", server.data_dir / "profiles" / "svd.toml"
+    own.parent.mkdir()
+    own.write_text("samplers.euler.steps = 30\n")
     made = run_cli("backup", str(copy), "--media", "--data-dir", str(server.data_dir))
     assert made.returncode == 0, made.stderr
+    assert (copy / "profiles" / own.name).read_bytes() == own.read_bytes()
     with Server(copy, engine=TIMED_ENGINE) as restored:
         path = httpx.URL(ticket["response_url"]).path
         with httpx.Client(base_url=restored.url, headers=server.headers, trust_env=False) as client:
@@ -79,7 +78,6 @@ def test_doctor_beside_a_running_server_names_it(server: Server) -> None:
         assert f"ok   {topic}" in told.stdout
 
 
-@pytest.mark.skipif(not POCKET, reason="the pocket weights are not in the package")
 def test_doctor_finds_nothing_to_mend_here(tmp_path: Path) -> None:
     told = run_cli("doctor", "--data-dir", str(tmp_path), env={"STILLMOTION_PORT": "0"})
     assert (told.returncode, told.stdout.splitlines()[-1]) == (0, "All is well."), told.stdout
@@ -98,7 +96,6 @@ def test_profile_that_cannot_run_here_is_refused_with_the_reason(tmp_path: Path)
     assert "CUDA" in refused.stderr and "Traceback" not in refused.stderr
 
 
-@pytest.mark.skipif(not POCKET, reason="the pocket weights are not in the package")
 def test_generate_makes_a_film_with_the_pocket_weights(tmp_path: Path) -> None:
     output = tmp_path / "rocket.mp4"
     words = ("generate", "a red rocket", "-o", str(output), "--seed", "7", "--video-size", "512x288")

@@ -1,16 +1,19 @@
+import errno
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from stillmotion.engine import Engine
-from stillmotion.errors import DeviceLost, RequestCancelled, UserError, WeightsMissing
+from stillmotion.errors import DeviceLost, InputRefused, RequestCancelled, UserError, WeightsMissing
 from stillmotion.profiles import parse_profile
 from stillmotion.types import Assignment, Level, Sampler
-from stillmotion.video import read_frames
+from stillmotion.video import VideoWriter, read_frames
 from tests.engine import tiny
 from tests.engine.conftest import Notebook
 
@@ -87,6 +90,19 @@ def test_cancel_stops_at_the_next_step_and_leaves_no_file(cells_engine: Engine, 
     assert list(Path(wanted.output).parent.glob("film*")) == []
 
 
+def test_cancel_before_the_first_frame_or_within_it_stops_there(cells_engine: Engine, assign: Assign) -> None:
+    class CancelledEarly(Notebook):
+        def check_cancelled(self) -> None:
+            if self.seen:
+                raise RequestCancelled
+
+    before, within = Notebook(cancel_after=0), CancelledEarly()
+    for notebook in (before, within):
+        with pytest.raises(RequestCancelled):
+            cells_engine.make(assign(), notebook)
+    assert (before.seen, within.seen) == ([], [("first frame", 1, 2)])
+
+
 def test_cancel_while_decoding_leaves_no_file(cells_engine: Engine, assign: Assign) -> None:
     class CancelledLate(Notebook):
         def check_cancelled(self) -> None:
@@ -97,6 +113,30 @@ def test_cancel_while_decoding_leaves_no_file(cells_engine: Engine, assign: Assi
     with pytest.raises(RequestCancelled):
         cells_engine.make(wanted, CancelledLate())
     assert list(Path(wanted.output).parent.glob("film*")) == []
+
+
+def test_a_first_frame_that_is_no_number_is_told_as_such(cells_engine: Engine, assign: Assign) -> None:
+    def spoil(network: Any, given: Any, made: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (made[0] * float("nan"),)
+
+    hook = cells_engine.weights.first_frame.pipeline.unet.register_forward_hook(spoil)
+    try:
+        with pytest.raises(InputRefused, match="first frame"):
+            cells_engine.make(assign(), Notebook())
+    finally:
+        hook.remove()
+
+
+def test_a_frame_that_cannot_be_encoded_fails_the_film(
+    cells_engine: Engine, assign: Assign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(writer: VideoWriter, frames: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(VideoWriter, "write", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        cells_engine.make(assign(), Notebook())
+    assert list(Path(assign().output).parent.glob("film*")) == []
 
 
 def test_prompt_of_unknown_words_gets_a_warning_that_names_the_known(
@@ -123,6 +163,39 @@ def test_every_parameter_changes_the_film(kl_engine: Engine, assign: Assign, tmp
     assert len(made) == len(variants)
 
 
+@pytest.mark.parametrize(("sampler", "rate"), [(Sampler.LCM, 7), (Sampler.EULER, 6)])
+def test_each_network_is_told_the_profiles_rate_and_not_the_files(
+    kl_engine: Engine, assign: Assign, sampler: Sampler, rate: int
+) -> None:
+    told: list[list[float]] = []
+
+    def listen(network: Any, words: Any, named: Any) -> None:
+        told.extend(named["added_time_ids"].tolist())
+
+    hook = kl_engine.weights.unets[sampler].register_forward_pre_hook(listen, with_kwargs=True)
+    try:
+        kl_engine.make(assign(sampler=sampler, fps=25, motion_bucket_id=90, cond_aug=0.5), Notebook())
+    finally:
+        hook.remove()
+    assert told and all(each == [rate - 1, 90, 0.5] for each in told)
+
+
+def test_each_sampler_has_the_network_of_its_own_file(kl_engine: Engine, kl_folder: Path) -> None:
+    unets = kl_engine.weights.unets
+    own = load_file(kl_folder / "turbo.safetensors")["conv_in.weight"]
+    assert unets[Sampler.LCM].conv_in.weight.equal(own)
+    assert not unets[Sampler.EULER].conv_in.weight.equal(own)
+
+
+def test_torch_and_encoder_work_with_the_threads_of_the_profile(cells_folder: Path, assign: Assign) -> None:
+    torch.set_num_threads(2)
+    engine = Engine(parse_profile(tiny.CELLS_PROFILE, Path("x.toml")), cells_folder, "cpu")
+    assert torch.get_num_threads() == 1
+    wanted = assign(width=512, height=512)
+    engine.make(wanted, Notebook())
+    assert b" threads=1 " in Path(wanted.output).read_bytes()
+
+
 def test_fingerprint_changes_with_weights_and_profile(
     cells_engine: Engine, cells_folder: Path, kl_engine: Engine
 ) -> None:
@@ -142,6 +215,10 @@ def test_weights_of_another_shape_are_refused_by_name(
     broken = tmp_path / "broken"
     tiny.write_cells(broken)
     file = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensors[name] for name in list(tensors)[1:]}, file)
+    with pytest.raises(WeightsMissing, match="does not fit the network"):
+        Engine(profile, broken, "cpu")
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(WeightsMissing, match="cannot be read as safetensors"):
         Engine(profile, broken, "cpu")
@@ -151,6 +228,12 @@ def test_a_device_that_is_not_there_is_refused(cells_folder: Path) -> None:
     profile = parse_profile(tiny.CELLS_PROFILE, Path("x.toml"))
     with pytest.raises(UserError, match="torch sees"):
         Engine(profile, cells_folder, "cuda:63")
+
+
+def test_weights_whose_cells_are_not_the_profiles_are_refused(cells_folder: Path) -> None:
+    other = tiny.CELLS_PROFILE.replace("cell = 32", "cell = 16")
+    with pytest.raises(WeightsMissing, match=r"codec\.cell says 16 pixels"):
+        Engine(parse_profile(other, Path("x.toml")), cells_folder, "cpu")
 
 
 def break_cuda(*call: object) -> None:

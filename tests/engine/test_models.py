@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stillmotion.engine import Engine
+from stillmotion.engine.loading import digest_files
 from stillmotion.errors import UserError, WeightsMissing
-from stillmotion.lockfile import LOCK_NAME, read_lock
+from stillmotion.lockfile import LOCK_NAME, LockedFile, read_lock, write_lock
 from stillmotion.models.folder import Flaw, import_from, plan_pull, pull, remove, verify
 from stillmotion.models.hub import Hub
 from stillmotion.profiles import Profile, load_profile, parse_profile
@@ -129,16 +131,26 @@ def test_a_download_that_is_cut_goes_on_where_it_stopped(
     assert [start for _, start, _ in hub.sent if start] == [10_000]
 
 
+# The hub names a SHA-256 of the first and a git blob of the second.
+@pytest.mark.parametrize("name", ["turbo.safetensors", "model_index.json"])
 def test_bytes_that_differ_from_the_hubs_digest_are_deleted(
-    profile: Profile, hub: LocalHub, tmp_path: Path
+    profile: Profile, hub: LocalHub, tmp_path: Path, name: str
 ) -> None:
-    hub.corrupt = {"turbo.safetensors"}
-    with pytest.raises(WeightsMissing, match=r"turbo\.safetensors arrived with other bytes"):
+    hub.corrupt = {name}
+    with pytest.raises(WeightsMissing, match=rf"{name} arrived with other bytes"):
         pull_all(profile, tmp_path, hub)
-    assert not list(tmp_path.rglob("turbo.safetensors"))
+    assert not list(tmp_path.rglob(name))
     hub.corrupt = set()
     pull_all(profile, tmp_path, hub)
     assert flaws(profile, tmp_path) == []
+
+
+def test_a_pull_that_would_not_fit_fetches_nothing(profile: Profile, hub: LocalHub, tmp_path: Path) -> None:
+    client = Hub(endpoint=hub.url)
+    _, missing = plan_pull(profile, tmp_path, client)
+    with pytest.raises(UserError, match="GB free and"):
+        pull([replace(missing[0], size=10**18)], tmp_path, client, Said().append)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_gated_repository_says_what_to_accept_and_which_token_to_set(
@@ -224,6 +236,16 @@ def test_verify_tells_each_kind_of_flaw(profile: Profile, kl_folder: Path, tmp_p
     assert "not there" in told["vae/config.json"]
     assert remove(tmp_path) > 0
     assert not tmp_path.exists()
+
+
+def test_a_lock_is_taken_at_its_word_for_a_file_of_its_size_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    true = digest_files(tmp_path)
+    told: list[str] = []
+    for size in (2, 3):
+        write_lock(tmp_path, {"config.json": LockedFile(size=size, sha256="0" * 64, repository="r")})
+        told.append(digest_files(tmp_path))
+    assert [each == true for each in told] == [False, True]
 
 
 def test_a_value_beyond_float16_is_refused(profile: Profile, kl_folder: Path, tmp_path: Path) -> None:

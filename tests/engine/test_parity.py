@@ -66,7 +66,7 @@ def our_frames(engine: Engine, guidance: tuple[float, float]) -> torch.Tensor:
     generator = torch.Generator().manual_seed(11)
     weights = engine.weights
     condition = condition_on(
-        cover(gradient(), SIZE, SIZE),
+        cover(gradient(), SIZE),
         clip=weights.clip,
         codec=weights.codec,
         frames=engine.profile.frames,
@@ -127,11 +127,12 @@ def test_frames_that_overflow_half_precision_are_decoded_in_float32(kl_engine: E
     assert {weight.dtype for weight in half.vae.decoder.parameters()} == {torch.float16}
 
 
-def test_decoding_refuses_what_is_not_a_number(kl_engine: Engine) -> None:
+@pytest.mark.parametrize("value", [float("nan"), 3e38])
+def test_decoding_refuses_what_is_or_becomes_no_number(kl_engine: Engine, value: float) -> None:
     from stillmotion.errors import InputRefused
 
     latents = torch.zeros(1, 4, 4, 4, 8)
-    latents[0, 2, 0, 0, 0] = float("nan")
+    latents[0, 2, 0, 0, 0] = value
     with pytest.raises(InputRefused) as refused:
         next(decoded_chunks(kl_engine.weights.codec, latents, 3))
     assert refused.value.failure.status == 500

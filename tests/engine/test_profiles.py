@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from stillmotion.profiles import (
     choose_profile,
     load_profile,
     nearest_size,
+    own_profile,
     parse_profile,
     profile_names,
 )
@@ -22,7 +24,6 @@ def test_both_profiles_load() -> None:
     assert pocket.weights_dir(Path("data")).parts[-2:] == ("weights", "pocket")
     assert svd.weights_dir(Path("data")) == Path("data/weights/svd")
     assert svd.codec.unshuffle_in == svd.codec.shuffle_out == 1
-    assert svd.native_sizes == ()
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,12 @@ def test_both_profiles_load() -> None:
         ("[[512, 288]", "[[512]", r"native_sizes is \[512\], it must be a list of 2"),
         ('cpu = "float32"', 'cpu = "float16"', r"dtype.cpu is 'float16'"),
         ("frames = 25", "frames = = 25", r"here.toml: not valid TOML"),
+        ("frames = 25", "frames = 0", r"frames is 0, it must be at least 1"),
+        ("steps = 25", "steps = 0", r"samplers.euler.steps is 0, it must be at least 1"),
+        ("grid = 40", "grid = 19", r"samplers.lcm.grid is 19, it must be at least 20"),
+        ("sigma_min = 4", "sigma_min = 0", r"samplers.lcm.sigma_min is 0.0, it must be above 0 and below"),
+        ("sigma_max = 700", "sigma_max = 3", r"sigma_min is 4.0, it must be above 0 and below sigma_max, 3"),
+        ("[[512, 288]", "[[500, 288]", r"native_sizes is \[500, 288\], it must be two positive multiples"),
     ],
 )
 def test_a_wrong_profile_is_refused_naming_file_and_key(old: str, new: str, said: str) -> None:
@@ -70,6 +77,74 @@ def test_svd_is_refused_without_cuda_and_without_weights(tmp_path: Path) -> None
         choose_profile("svd", cuda=False, data_dir=tmp_path)
     with pytest.raises(WeightsMissing, match="models pull svd"):
         choose_profile("svd", cuda=True, data_dir=tmp_path)
+
+
+def own(data_dir: Path, name: str, text: str) -> Path:
+    file = own_profile(name, data_dir)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def test_an_owners_file_changes_the_keys_it_names_and_no_other(tmp_path: Path) -> None:
+    file = own(tmp_path, "pocket", "threads = 2\n[samplers.euler]\nsteps = 30\nguidance_max = 2")
+    before, after = load_profile("pocket"), load_profile("pocket", tmp_path)
+    euler = replace(before.samplers.euler, steps=30, guidance_max=2.0)
+    assert after == replace(before, threads=2, samplers=replace(before.samplers, euler=euler))
+    profile, why = choose_profile("pocket", cuda=False, data_dir=tmp_path)
+    assert (profile, why) == (after, f"asked for; changed by {file}")
+    assert load_profile("svd", tmp_path) == load_profile("svd")
+
+
+def test_an_owners_lists_replace_those_of_the_preset(tmp_path: Path) -> None:
+    own(
+        tmp_path,
+        "svd",
+        "native_sizes = [[1024, 576]]\n[first_frame]\nscheduler = { use_karras_sigmas = 'no' }",
+    )
+    svd = load_profile("svd", tmp_path)
+    assert svd.native_sizes == ((1024, 576),)
+    assert svd.first_frame.scheduler == {"timestep_spacing": "trailing", "use_karras_sigmas": "no"}
+
+
+def example(page: str) -> str:
+    """The TOML of a page of the docs."""
+    return (Path(__file__).parents[2] / "docs" / page).read_text().split("```toml\n")[1].split("```")[0]
+
+
+def test_the_examples_in_the_docs_work(tmp_path: Path) -> None:
+    own(tmp_path, "svd", example("engine.md"))
+    euler = load_profile("svd", tmp_path).samplers.euler
+    assert (euler.steps, euler.guidance_min, euler.guidance_max) == (30, 1.0, 3.0)
+    own(tmp_path, "svd", example("weights.md"))
+    svd = load_profile("svd", tmp_path)
+    assert svd.parts.turbo_unet == "my-distilled-unet.safetensors"
+    assert (svd.first_frame.folder, svd.first_frame.steps) == ("my-pipeline", 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "[samplers.euler]\nstep = 30",
+            r"pocket.toml: unknown key samplers.euler.step; known here are steps",
+        ),
+        ("[samplers.euler]\nsteps = 0", r"pocket.toml: samplers.euler.steps is 0"),
+        ("samplers = 3", r"pocket.toml: samplers is 3, it must be a table"),
+        ("name = 'mine'", r"pocket.toml: name cannot be changed"),
+        ("threads 2", r"pocket.toml: not valid TOML"),
+    ],
+)
+def test_an_owners_mistake_is_refused_naming_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+    own(tmp_path, "pocket", text)
+    with pytest.raises(UserError, match=said):
+        choose_profile("auto", cuda=False, data_dir=tmp_path)
+
+
+def test_an_owners_file_for_no_profile_is_refused_rather_than_ignored(tmp_path: Path) -> None:
+    own(tmp_path, "sdv", "threads = 2")
+    with pytest.raises(UserError, match=r"sdv.toml changes no profile; name it after one of pocket, svd"):
+        choose_profile("auto", cuda=False, data_dir=tmp_path)
 
 
 def test_nearest_size_compares_aspects_as_ratios() -> None:

@@ -22,7 +22,6 @@ from stillmotion.cli.datadir import (
     announce,
     make_first_key,
     read_announcement,
-    write_private,
 )
 from stillmotion.cli.generate import generate
 from stillmotion.cli.listeners import bind_tcp, bind_unix, socket_address
@@ -63,6 +62,7 @@ def test_settings_are_printed_on_a_terminal_that_knows_ascii_alone() -> None:
 
 def test_lock_is_held_once_and_free_after_release(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
+    data_dir.mkdir(mode=0o755)
     first, second = Lock(data_dir), Lock(data_dir)
     assert first.take()
     assert mode(data_dir) == 0o700
@@ -97,14 +97,6 @@ def test_announcement_is_read_back_and_absent_without_a_server(tmp_path: Path) -
     told = Announcement(pid=1, http="http://127.0.0.1:1", https=None, ca="ca.pem", admin="admin.sock")
     announce(tmp_path, told)
     assert read_announcement(tmp_path) == told
-
-
-def test_private_file_is_closed_to_others_even_when_it_was_open(tmp_path: Path) -> None:
-    path = tmp_path / "key"
-    path.write_text("old")
-    path.chmod(0o644)
-    write_private(path, b"new")
-    assert (mode(path), path.read_bytes()) == (0o600, b"new")
 
 
 def test_a_kill_between_the_first_keys_file_and_its_commit_loses_no_key(
@@ -200,6 +192,7 @@ def test_backup_can_be_started_from(tmp_path: Path) -> None:
     backup(settings, tmp_path / "copy", media=True)
     (listed,) = perform(Settings(data_dir=tmp_path / "copy"), "keys.list", {})["keys"]
     assert listed["id"] == made.partition(":")[0]
+    assert mode(tmp_path / "copy" / "stillmotion.db") == 0o600
     signing = tmp_path / "copy" / "webhook-keys"
     assert (signing.read_bytes(), mode(signing)) == ((tmp_path / "data" / "webhook-keys").read_bytes(), 0o600)
     assert (tmp_path / "copy" / "media.txt").read_text() == "films/a.mp4\n"
@@ -262,6 +255,28 @@ def test_doctor_names_a_data_directory_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (found,) = doctor.check_disk(Settings(data_dir=tmp_path / "file"))
     assert found.cure is not None
+
+
+@pytest.mark.parametrize(
+    ("asked", "free", "said", "cured"),
+    [
+        ("auto", 20, "film on cuda:0 (20.0 GiB free, 18.1 needed)", None),
+        ("auto", 3, "none fits cuda:0", "STILLMOTION_MEMORY_PRESET=tight"),
+        ("whole", 20, "whole on cuda:0 (20.0 GiB free, 25.2 needed)", "unset STILLMOTION_MEMORY_PRESET"),
+    ],
+)
+def test_doctor_names_the_memory_preset_a_device_would_get(
+    asked: str, free: float, said: str, cured: str | None
+) -> None:
+    found = doctor.check_preset(load_profile("svd"), asked, "cuda:0", free)
+    assert found.fact == said
+    assert (found.cure is None) if cured is None else cured in (found.cure or "")
+
+
+def test_a_memory_preset_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, devices=["cpu"], memory_preset="huge")
+    with pytest.raises(UserError, match=r"no memory preset 'huge'; .* whole or auto"):
+        devices.choose(settings, "tests.timed_engine:open")
 
 
 def test_doctor_names_a_port_in_use(tmp_path: Path) -> None:

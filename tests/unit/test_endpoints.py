@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from stillmotion.endpoints import ENDPOINTS, PRESETS
-from stillmotion.types import Bases, Request, Sampler, State
+from stillmotion.endpoints import ENDPOINTS
+from stillmotion.types import VIDEO_SIZES, Bases, Request, Sampler, State
 
 TEXT = "fal-ai/fast-svd-lcm/text-to-video"
 TURBO = "fal-ai/fast-svd-lcm"
@@ -77,10 +77,10 @@ def test_frame_rates(endpoint: str, low: int, high: int) -> None:
 
 
 def test_every_preset_is_the_size_it_names() -> None:
-    for name, (width, height) in PRESETS.items():
+    for name, (width, height) in VIDEO_SIZES.items():
         settled = ENDPOINTS[TEXT].settle({"prompt": "x", "video_size": name})
         assert settled.values["video_size"] == {"width": width, "height": height}
-    assert PRESETS["landscape_16_9"] == (1024, 576)
+    assert VIDEO_SIZES["landscape_16_9"] == (1024, 576)
 
 
 def test_drawn_seeds_are_exact_in_javascript_and_differ() -> None:
@@ -104,7 +104,7 @@ def test_every_field_says_what_it_is_and_its_schema_names_its_bounds() -> None:
                 assert any("minimum" in form and "maximum" in form for form in forms), name
     size = ENDPOINTS[TEXT].Input.model_json_schema()["properties"]["video_size"]
     assert size["default"] == "landscape_16_9"
-    assert {"enum": list(PRESETS), "type": "string"} in size["anyOf"]
+    assert {"enum": list(VIDEO_SIZES), "type": "string"} in size["anyOf"]
 
 
 def test_an_assignment_tells_a_runner_all_it_may_know() -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class House:
         self.wakeup.notify("queue")
         return request
 
-    async def upload(self, data: bytes) -> str:
+    async def upload(self, data: bytes, **changes: Any) -> str:
         """Keep bytes as a complete file and name it as a request does."""
         file_id = ids.file_id()
 
@@ -104,7 +105,7 @@ class House:
             expires=None,
             complete=True,
         )
-        await self.store.write(lambda conn: add_file(conn, record))
+        await self.store.write(lambda conn: add_file(conn, replace(record, **changes)))
         return f"file:{file_id}"
 
     async def cancel(self, request: Request) -> CancelAnswer:

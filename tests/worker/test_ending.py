@@ -1,3 +1,4 @@
+import logging
 import time
 from pathlib import Path
 
@@ -88,8 +89,11 @@ async def test_what_cannot_finish_is_given_back_to_its_place(
 
 
 async def test_a_drain_before_the_weights_are_loaded_ends_at_once(
-    sqlite_store: Store, tmp_path: Path
+    sqlite_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with open_house(sqlite_store, tmp_path, ready=False) as house:
+    caplog.set_level(logging.INFO, "stillmotion")
+    slow = "tests.timed_engine:open_never"
+    async with open_house(sqlite_store, tmp_path, engine=slow, ready=False) as house:
+        await house.until(lambda: "loading for ever" in caplog.text, "a runner that loads")
         house.worker.drain()
         await house.until(lambda: house.children() == [], "every child reaped")

@@ -4,7 +4,7 @@ import os
 import resource
 import shutil
 import signal
-import sqlite3
+import socket
 import subprocess
 import sys
 import time
@@ -19,14 +19,14 @@ from stillmotion.clock import SystemClock
 from stillmotion.errors import RunnerGone
 from stillmotion.store import queue
 from stillmotion.store.open import Store, open_store
-from stillmotion.types import Assignment, Level, Outcome, Sampler, State
+from stillmotion.types import Assignment, Film, Level, Outcome, Sampler, State
+from stillmotion.work import lanes
 from stillmotion.work.runners import Notes, start_runner
 from tests.store.asks import NOW, ask
 from tests.worker.house import PATIENCE_S, PROMPT, TIMED, open_house, runners_of
 
 pytestmark = pytest.mark.anyio
 
-LONG = "steps=1000 pause=0.02"
 ASSIGNMENT = Assignment(
     request_id="r1",
     attempt=1,
@@ -76,6 +76,16 @@ async def test_a_request_that_kills_its_runner_three_times_fails_and_the_next_su
         assert house.worker.readiness().ready
 
 
+async def test_a_request_that_is_not_to_be_retried_fails_with_its_runner_and_its_log_says_so(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        row = await house.ended(await house.submit("crash_at=1", retry=False))
+        assert (row.outcome, row.attempt, row.crashes) == (Outcome.ERROR, 1, 1)
+        told = (await house.log(row)).splitlines()[-1]
+        assert told.startswith("runner died (signal ") and told.endswith("), the request fails")
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [("exit_at=1", "exit status 3"), ("garbage_at=1", "broke the protocol")],
@@ -103,6 +113,15 @@ async def test_an_exception_in_the_model_fails_that_request_alone_and_the_runner
         assert "RuntimeError: told to raise by the timetable" in caplog.text
         assert (await house.ended(await house.submit())).outcome is Outcome.OK
         assert house.child.pid == before
+
+
+@pytest.mark.parametrize(("prompt", "outcome"), [("huge", Outcome.OK), ("huge raise_at=1", Outcome.ERROR)])
+async def test_what_the_model_says_at_length_is_cut_and_breaks_nothing(
+    sqlite_store: Store, tmp_path: Path, prompt: str, outcome: Outcome
+) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        row = await house.ended(await house.submit(prompt))
+        assert (row.outcome, row.attempt) == (outcome, 1)
 
 
 async def test_a_request_that_cannot_be_prepared_fails_alone(
@@ -144,6 +163,17 @@ async def test_a_stopped_runner_is_replaced(sqlite_store: Store, tmp_path: Path)
         assert "runner died (said nothing for 2 s)" in await house.log(row)
 
 
+async def test_a_runner_that_speaks_is_not_taken_for_a_silent_one(tmp_path: Path) -> None:
+    runner = await start_runner(TIMED, "cpu", {"device": "cpu"}, lambda: None)
+    await runner.opened(PATIENCE_S)
+    assignment = replace(ASSIGNMENT, output=str(tmp_path / "film.mp4"))
+    for _ in range(3):
+        runner.watch(tick_s=6, quiet_limit_s=10, still_limit_s=600)
+        assert isinstance(await runner.run(assignment, Notes(SystemClock(), asyncio.Event())), Film)
+    runner.kill("the test is over")
+    await runner.gone()
+
+
 async def test_a_model_that_makes_no_step_is_replaced(sqlite_store: Store, tmp_path: Path) -> None:
     async with open_house(sqlite_store, tmp_path, stall_timeout_s=1) as house:
         row = await house.ended(await house.submit("hang_at=2 until=1"))
@@ -156,6 +186,30 @@ async def test_a_runner_that_dies_idle_costs_no_request_a_crash(sqlite_store: St
         house.child.kill()
         row = await house.ended(await house.submit())
         assert (row.outcome, row.crashes) == (Outcome.OK, 0)
+
+
+async def test_a_runner_that_dies_before_it_took_its_job_costs_no_crash(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        house.child.send_signal(signal.SIGSTOP)
+        request = await house.submit()
+        await house.becomes(request, lambda row: row.state is State.RUNNING, "claimed")
+        house.child.kill()
+        row = await house.ended(request)
+        assert (row.outcome, row.attempt, row.crashes) == (Outcome.OK, 2, 0)
+
+
+async def test_a_runner_that_had_made_something_is_replaced_without_a_pause(
+    sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pause in ("RESTART_FIRST_S", "RESTART_LAST_S"):
+        monkeypatch.setattr(lanes, pause, 10 * PATIENCE_S)
+    async with open_house(sqlite_store, tmp_path) as house:
+        for _ in range(2):
+            assert (await house.ended(await house.submit())).outcome is Outcome.OK
+            house.child.kill()
+        assert (await house.ended(await house.submit())).outcome is Outcome.OK
 
 
 async def test_readiness_says_why_runners_do_not_start(sqlite_store: Store, tmp_path: Path) -> None:
@@ -221,71 +275,6 @@ async def test_a_film_whose_server_died_before_the_commit_is_removed(
         assert len(house.film_bytes()) == 1
 
 
-async def test_a_lost_lease_stops_the_runner(sqlite_store: Store, tmp_path: Path) -> None:
-    async with open_house(sqlite_store, tmp_path) as house:
-        request = await house.submit(LONG)
-        row = await house.at_step(request)
-        child, now = house.child, house.clock.now()
-        # Not through the worker: as another server would that took the lease for lapsed.
-        await house.store.write(lambda conn: queue.give_back(conn, row.id, row.attempt, now))
-        await house.becomes(request, lambda row: row.attempt == 2, "claimed again")
-        assert not child.is_running()
-        assert (await house.read(request)).crashes == 0
-        await house.cancel(request)
-        assert (await house.ended(request)).outcome is Outcome.CANCELLED
-
-
-async def test_work_whose_lease_cannot_be_renewed_is_dropped_before_it_lapses(
-    sqlite_store: Store, tmp_path: Path
-) -> None:
-    async with open_house(sqlite_store, tmp_path, lease_s=2) as house:
-        request = await house.submit("steps=100 pause=0.02")
-        await house.at_step(request)
-        child = house.child
-        blocker = sqlite3.connect(tmp_path / "stillmotion.db", isolation_level=None)
-        blocker.execute("BEGIN IMMEDIATE")
-        await house.until(lambda: not child.is_running(), "the runner is killed", timeout_s=4)
-        blocker.execute("ROLLBACK")
-        blocker.close()
-        row = await house.ended(request)
-        assert (row.outcome, row.crashes) == (Outcome.OK, 0)
-        assert len(await house.films()) == 1
-
-
-class JumpingClock(SystemClock):
-    """A wall clock somebody sets."""
-
-    ahead_s = 0.0
-
-    def now(self) -> float:
-        return super().now() + self.ahead_s
-
-
-@pytest.mark.parametrize("jump_s", [-3600, 3600])
-async def test_f18_a_clock_that_jumps_lapses_no_lease_and_no_deadline(
-    store: Store, tmp_path: Path, jump_s: float, caplog: pytest.LogCaptureFixture
-) -> None:
-    clock = JumpingClock()
-    # Nothing renews a lease in time but what a sweep does first.
-    slow = {"heartbeat_s": 600, "log_flush_s": 600, "sweep_s": 0.05}
-    async with open_house(store, tmp_path, clock=clock, **slow) as house:
-        running = await house.submit("steps=60 pause=0.02")
-        waiting = await house.submit(start_by=clock.steady() + 60)
-        await house.becomes(running, lambda row: row.state is State.RUNNING, "running")
-        clock.ahead_s = jump_s
-        swept = clock.now(), clock.steady()
-        assert (
-            await house.store.write(
-                lambda conn: queue.lapse(conn, *swept) + queue.expire_waiting(conn, *swept)
-            )
-            == []
-        )
-        for request in (running, waiting):
-            row = await house.ended(request)
-            assert (row.outcome, row.attempt, row.crashes) == (Outcome.OK, 1, 0)
-        assert "lapsed" not in caplog.text
-
-
 async def test_a_database_that_drops_its_connections_stops_nothing(postgres_url: str, tmp_path: Path) -> None:
     store = open_store(postgres_url)
     async with open_house(store, tmp_path) as house:
@@ -305,7 +294,8 @@ async def test_a_database_that_drops_its_connections_stops_nothing(postgres_url:
     await store.close()
 
 
-async def test_no_runner_survives_its_killed_worker(sqlite_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_no_runner_survives_its_killed_worker(sqlite_url: str, tmp_path: Path, stopped: bool) -> None:
     lonely = subprocess.Popen(
         [sys.executable, "-m", "tests.worker.lonely", sqlite_url, str(tmp_path), "hang_at=2", "5"],
         stdout=subprocess.PIPE,
@@ -314,6 +304,8 @@ async def test_no_runner_survives_its_killed_worker(sqlite_url: str, tmp_path: P
     assert lonely.stdout is not None
     assert lonely.stdout.readline() == "running\n"
     [child] = runners_of(lonely.pid)
+    if stopped:
+        child.send_signal(signal.SIGSTOP)
     lonely.kill()
     lonely.wait(PATIENCE_S)
     lonely.stdout.close()
@@ -335,6 +327,30 @@ async def test_a_runner_without_file_descriptors_is_a_runner_that_did_not_start(
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def runner_of(parent: int, listening: socket.socket) -> subprocess.Popen[bytes]:
+    words = ["-m", "stillmotion.runner", "--engine", TIMED, "--parent", str(parent)]
+    descriptor = listening.fileno()
+    return subprocess.Popen([sys.executable, *words, "--fd", str(descriptor)], pass_fds=[descriptor])
+
+
+async def test_a_runner_ends_with_its_socket_and_when_its_worker_was_gone_before_it() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        orphan = runner_of(1, there)
+        assert orphan.wait(PATIENCE_S) == 1
+        child = runner_of(os.getpid(), there)
+        here.sendall(b'{"type": "open", "device": "cpu"}\n')
+        assert b"alive" in here.recv(1024)
+    assert child.wait(PATIENCE_S) == 0
+
+
+async def test_short_of_memory_the_kernel_takes_a_runner_before_the_server(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        assert Path(f"/proc/{house.child.pid}/oom_score_adj").read_text() == "500\n"
+
+
 async def test_a_runner_that_cannot_hear_any_more_ends() -> None:
     runner = await start_runner(TIMED, "cpu", {"device": "cpu"}, lambda: None)
     await runner.opened(PATIENCE_S)
@@ -342,6 +358,15 @@ async def test_a_runner_that_cannot_hear_any_more_ends() -> None:
     with pytest.raises(RunnerGone, match="exit status 1"):
         await asyncio.wait_for(runner.run(unreadable, Notes(SystemClock(), asyncio.Event())), PATIENCE_S)
     await runner.gone()
+
+
+async def test_a_runner_that_is_gone_takes_no_job() -> None:
+    runner = await start_runner(TIMED, "cpu", {"device": "cpu"}, lambda: None)
+    await runner.opened(PATIENCE_S)
+    runner.kill("lost its device")
+    await runner.gone()
+    with pytest.raises(RunnerGone, match="lost its device"):
+        await asyncio.wait_for(runner.run(ASSIGNMENT, Notes(SystemClock(), asyncio.Event())), PATIENCE_S)
 
 
 async def test_runner_output_while_idle_goes_to_the_server_log(sqlite_store: Store, tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
+import asyncio
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
+from stillmotion.clock import ManualClock
 from stillmotion.store.open import Store
 from stillmotion.types import Level, Outcome, State
 from stillmotion.video import read_frames
-from tests.worker.house import open_house, png
+from stillmotion.work.runners import PENDING_LINES, PRINTED_LINE_CHARS, Notes, Printed
+from tests.worker.house import PATIENCE_S, open_house, png
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +25,9 @@ async def test_a_prompt_becomes_a_published_film_with_log_progress_and_timings(
         assert row.fingerprint == house.worker.fingerprint == "timed-cpu"
         assert row.progress == {"stage": "denoise", "step": 3, "steps": 3}
         assert {"denoise", "decode", "queue", "publish"} <= row.timings.keys()
-        assert (await house.log(row)).startswith("started on cpu\nstep 1/3")
+        assert all(0 < seconds < PATIENCE_S for seconds in row.timings.values())
+        steps = [f"step {step}/3 (0.01 s)" for step in (1, 2, 3)]
+        assert (await house.log(row)).splitlines() == ["started on cpu", *steps]
         [path] = house.film_bytes()
         assert (film.size, film.digest) == (
             path.stat().st_size,
@@ -32,6 +38,33 @@ async def test_a_prompt_becomes_a_published_film_with_log_progress_and_timings(
         assert read_frames(path).shape == (25, 256, 256, 3)
         # Cleared right after the ending is written.
         await house.until(lambda: not list((tmp_path / "scratch").iterdir()), "scratch to be cleared")
+
+
+async def test_a_film_made_under_another_fingerprint_is_kept_with_that_one(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        row = await house.ended(await house.submit("made_under=smaller"))
+        assert (row.outcome, row.fingerprint) == (Outcome.OK, "smaller")
+        assert (await house.ended(await house.submit())).fingerprint == "timed-cpu"
+
+
+async def test_no_heartbeat_is_waited_for_to_tell_progress_to_hear_a_cancel_or_to_wake_who_waits(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    rare = {"heartbeat_s": 600, "sweep_s": 600, "lease_s": 60, "cancel_grace_s": 0.2}
+    async with open_house(sqlite_store, tmp_path, **rare) as house:
+        request = await house.submit("hang_at=2")
+        await house.at_step(request)
+        webhook = asyncio.create_task(house.wakeup.wait("webhook", PATIENCE_S))
+        await house.cancel(request)
+        while True:
+            hint = asyncio.create_task(house.wakeup.wait(f"request:{request.id}", PATIENCE_S))
+            if (await house.read(request)).outcome is Outcome.CANCELLED:
+                break
+            assert await hint
+        hint.cancel()
+        assert await webhook
 
 
 async def test_an_uploaded_picture_reaches_the_runner(sqlite_store: Store, tmp_path: Path) -> None:
@@ -69,6 +102,38 @@ async def test_what_the_model_prints_is_the_request_s_log(sqlite_store: Store, t
         assert await house.printed(row, Level.STDERR) == ["hello"]
         row = await house.ended(await house.submit("print=bytes"))
         assert await house.printed(row, Level.STDOUT) == ["caf\ufffd \ufffd done"]
+        row = await house.ended(await house.submit("print=unended"))
+        assert await house.printed(row, Level.STDOUT) == ["no end"]
+
+
+async def test_what_a_model_says_after_its_film_is_nobodys_log(sqlite_store: Store, tmp_path: Path) -> None:
+    async with open_house(sqlite_store, tmp_path) as house:
+        first = await house.ended(await house.submit("late"))
+        second = await house.ended(await house.submit("steps=20 pause=0.02"))
+        assert second.outcome is Outcome.OK
+        assert "too late" not in await house.log(first) + await house.log(second)
+
+
+async def test_lines_that_come_faster_than_they_are_kept_are_counted_and_told(clock: ManualClock) -> None:
+    notes = Notes(clock, asyncio.Event())
+    for _ in range(PENDING_LINES + 5):
+        notes.log("x")
+    assert len(notes.lines) == PENDING_LINES
+    notes.written(PENDING_LINES, None)
+    (told,) = notes.lines
+    assert told.message == "truncated: 5 lines came faster than they could be kept"
+
+
+async def test_a_line_without_end_is_cut_and_not_kept() -> None:
+    ours, theirs = os.pipe()
+    said: list[str] = []
+    printed = Printed(ours, lambda line, level: said.append(line), Level.STDOUT)
+    for _ in range(20):
+        os.write(theirs, b"x" * 10_000)
+        printed.drain()
+    printed.close()
+    os.close(theirs)
+    assert [len(line) for line in said] == [PRINTED_LINE_CHARS] * 20
 
 
 async def test_a_flood_of_output_is_capped_and_the_film_is_made(sqlite_store: Store, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from stillmotion import signatures
 from stillmotion.cli.admin import perform
-from stillmotion.cli.datadir import write_private
+from stillmotion.durable import write_whole
 from stillmotion.errors import UserError
 from stillmotion.media.store import INCOMING
+from stillmotion.profiles import OWN
 from stillmotion.settings import Settings
 
 DATABASE = "stillmotion.db"
@@ -33,7 +34,9 @@ def backup(settings: Settings, target: Path, media: bool) -> None:
         for name in SECRETS:
             secret = settings.data_dir / name
             if secret.exists():
-                write_private(target / name, secret.read_bytes())
+                write_whole(target / name, secret.read_bytes())
+        if (settings.data_dir / OWN).is_dir():
+            shutil.copytree(settings.data_dir / OWN, target / OWN)
         source = settings.data_dir / "media"
         files = sorted(
             path.relative_to(source)

@@ -1,6 +1,7 @@
 """Which devices there are, asked without torch: the server's process never loads it."""
 
 import ctypes
+import math
 import re
 import subprocess
 import sys
@@ -28,6 +29,8 @@ def choose(settings: Settings, engine: str = ENGINE) -> tuple[Profile, str, list
         profile, why = choose_profile(settings.profile, present > 0, settings.data_dir)
     else:
         profile, why = load_profile("pocket"), f"films by {engine}"
+    # Refuses a name that is none; what is free decides when the runner starts.
+    profile.choose_memory(settings.memory_preset, free_gib=math.inf)
     if asked == ["auto"]:
         return profile, why, [f"cuda:{number}" for number in range(present)] or ["cpu"]
     known = {"cpu", *(f"cuda:{number}" for number in range(present))}

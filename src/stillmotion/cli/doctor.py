@@ -36,6 +36,7 @@ names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_
 cpu = torch.backends.cpu.get_cpu_capability()
 print(json.dumps({"version": torch.__version__, "cuda": names, "cpu": cpu}))
 """
+_FREE = "import sys, torch; print(torch.cuda.mem_get_info(sys.argv[1])[0])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,42 @@ def check_sqlite(settings: Settings) -> Iterable[Finding]:
 
 def check_weights(settings: Settings) -> Iterable[Finding]:
     try:
-        profile, why, _ = devices.choose(settings)
+        profile, why, chosen = devices.choose(settings)
     except UserError as error:
         yield Finding("weights", "no profile can run", str(error))
         return
     yield Finding("profile", f"{profile.name} ({why})")
     yield from check_profile_files(profile, settings.data_dir)
+    # A running server fills the devices itself.
+    if profile.memory and _running_server(settings.data_dir) is None:
+        for device in chosen:
+            if (free := free_gib(device)) is not None:
+                yield check_preset(profile, settings.memory_preset, device, free)
+
+
+def check_preset(profile: Profile, asked: str, device: str, free: float) -> Finding:
+    """Say which memory preset a runner would take now."""
+    try:
+        preset = profile.choose_memory(asked, free)
+    except UserError as error:
+        return Finding("preset", f"none fits {device}", str(error))
+    needs = f"{free:.1f} GiB free, {preset.needs_gib:g} needed"
+    cure = None if preset.needs_gib <= free else "free some, or unset STILLMOTION_MEMORY_PRESET"
+    return Finding("preset", f"{preset.name} on {device} ({needs})", cure)
+
+
+def free_gib(device: str) -> float | None:
+    """Ask a CUDA device, in a process of its own, for its free memory; None for what has none to tell."""
+    if device == "cpu":
+        return None
+    asked = subprocess.run(
+        [sys.executable, "-c", _FREE, device],
+        capture_output=True,
+        text=True,
+        timeout=TORCH_TIMEOUT_S,
+        check=False,
+    )
+    return int(asked.stdout) / GIB if asked.returncode == 0 else None
 
 
 def check_profile_files(profile: Profile, data_dir: Path) -> Iterable[Finding]:

@@ -23,7 +23,7 @@ from stillmotion.errors import InputRefused, RunnerGone, UserError
 from stillmotion.images import prepare_picture
 from stillmotion.settings import Settings
 from stillmotion.types import Assignment, Bases, Film, Request, State
-from stillmotion.work.runners import Cancelled, Notes, Reply, Runner, start_runner
+from stillmotion.work.runners import Cancelled, Notes, Reply, Runner, opening_for, start_runner
 
 TEXT_TO_VIDEO = "fal-ai/fast-svd-lcm/text-to-video"
 TURBO = "fal-ai/fast-svd-lcm"
@@ -59,7 +59,7 @@ def generate(
     profile, why, chosen = devices.choose(settings, engine)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"{endpoint.title}, profile {profile.name} ({why}), {chosen[0]}, seed {values['seed']}")
-    opening = {"profile": profile.name, "device": chosen[0], "data_dir": str(settings.data_dir.absolute())}
+    opening = opening_for(settings, profile.name, chosen[0])
     with tempfile.TemporaryDirectory(prefix="stillmotion-") as scratch:
         picture = None if image is None else _picture(settings, image, Path(scratch) / "picture.png")
         film = Path(scratch) / "film.mp4"

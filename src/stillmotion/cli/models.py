@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from stillmotion.cli.tables import print_table
 from stillmotion.errors import UserError
 from stillmotion.models import folder as weights
 from stillmotion.profiles import Profile, load_profile, profile_names
@@ -15,16 +15,16 @@ from stillmotion.settings import Settings
 def show(settings: Settings) -> None:
     table = Table("profile", "state", "where", "licence", box=None, pad_edge=False)
     for name in profile_names():
-        profile = load_profile(name)
+        profile = load_profile(name, settings.data_dir)
         table.add_row(name, _state(profile, settings), str(_folder(profile, settings)), profile.licence)
-    Console(width=None if Console().is_terminal else 200).print(table)
+    print_table(table)
 
 
 def pull(settings: Settings, name: str, token: str | None, accepted: bool) -> None:
     # Imported here: `models list` needs no hub.
     from stillmotion.models.hub import Hub, total_size
 
-    profile = load_profile(name)
+    profile = load_profile(name, settings.data_dir)
     folder, hub = _folder(profile, settings), Hub(token)
     remote, missing = weights.plan_pull(profile, folder, hub)
     for source in profile.sources:
@@ -42,7 +42,7 @@ def pull(settings: Settings, name: str, token: str | None, accepted: bool) -> No
 
 
 def bring(settings: Settings, name: str, origin: Path) -> None:
-    profile = load_profile(name)
+    profile = load_profile(name, settings.data_dir)
     if not origin.is_dir():
         raise UserError(f"{origin} is not a folder; name the folder that holds the weights.")
     weights.import_from(profile, _folder(profile, settings), origin, print)
@@ -51,7 +51,7 @@ def bring(settings: Settings, name: str, origin: Path) -> None:
 
 def verify(settings: Settings, name: str) -> int:
     """Print each file's state; return the process's exit status."""
-    profile = load_profile(name)
+    profile = load_profile(name, settings.data_dir)
     flaws = 0
     for told in weights.verify(profile, _folder(profile, settings)):
         if isinstance(told, weights.Flaw):
@@ -63,7 +63,7 @@ def verify(settings: Settings, name: str) -> int:
 
 
 def remove(settings: Settings, name: str) -> None:
-    profile = load_profile(name)
+    profile = load_profile(name, settings.data_dir)
     if profile.bundled:
         raise UserError(f"The weights of profile {name} are part of Stillmotion; they cannot be removed.")
     freed = weights.remove(_folder(profile, settings))

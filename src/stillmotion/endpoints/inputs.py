@@ -18,19 +18,11 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError
 
+from stillmotion.types import VIDEO_SIZES
+
 PROMPT_CHARACTERS = 4096
 SMALLEST_SIDE = 256
 LARGEST_SIDE = 1280
-
-#: Named film sizes, width x height in pixels.
-PRESETS: dict[str, tuple[int, int]] = {
-    "square_hd": (1024, 1024),
-    "square": (512, 512),
-    "portrait_4_3": (768, 1024),
-    "portrait_16_9": (576, 1024),
-    "landscape_4_3": (1024, 768),
-    "landscape_16_9": (1024, 576),
-}
 
 
 def _no_boolean_integer(value: object) -> object:
@@ -71,13 +63,13 @@ def _visible(value: str) -> str:
 def _size_of_preset(value: object) -> object:
     if not isinstance(value, str):
         return value
-    if value not in PRESETS:
+    if value not in VIDEO_SIZES:
         raise PydanticCustomError(
             "one_of",
             "Input should be one of {expected}, or an object with width and height",
-            {"expected": list(PRESETS)},
+            {"expected": list(VIDEO_SIZES)},
         )
-    width, height = PRESETS[value]
+    width, height = VIDEO_SIZES[value]
     return {"width": width, "height": height}
 
 
@@ -87,7 +79,7 @@ class _PresetNames:
     def __get_pydantic_json_schema__(
         self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return {"anyOf": [handler(core_schema), {"enum": list(PRESETS), "type": "string"}]}
+        return {"anyOf": [handler(core_schema), {"enum": list(VIDEO_SIZES), "type": "string"}]}
 
 
 _WHOLE = BeforeValidator(_no_boolean_integer)

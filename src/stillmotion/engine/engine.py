@@ -1,31 +1,43 @@
 """One device with a profile's weights on it, making one film at a time."""
 
+import gc
+import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from stillmotion.engine.compiling import Compilation, CompiledSizes
 from stillmotion.engine.film import Condition, condition_on, sample_euler, sample_lcm
-from stillmotion.engine.pictures import cover, film_size, native_size, open_picture
+from stillmotion.engine.loading import combine
+from stillmotion.engine.memory import Placement, choose_memory, is_out_of_memory
+from stillmotion.engine.pictures import BUCKETS, cover, film_size, native_size, open_picture
 from stillmotion.engine.weights import device_name, fingerprint, load_weights, pick_device, pick_dtype
 from stillmotion.engine.writing import decoded_chunks, write_film
-from stillmotion.errors import DeviceLost
-from stillmotion.profiles import Profile, Size
+from stillmotion.errors import DeviceLost, InputRefused, UserError
+from stillmotion.profiles import AUTO, MemoryPreset, Part, Profile, Size
 from stillmotion.reporting import Report
-from stillmotion.types import Assignment, Film, Level, Sampler
+from stillmotion.types import VIDEO_SIZES, Assignment, Film, Level, Sampler
 
 WARM_PROMPT = "warm-up"
-#: What torch's allocator says in a plain RuntimeError when the host's memory does not suffice.
-CPU_MEMORY = "can't allocate memory"
+UNETS: dict[Sampler, Part] = {Sampler.EULER: "unet", Sampler.LCM: "turbo_unet"}
 
 
 class Engine:
     """Loaded weights; `make` turns an assignment into an MP4."""
 
-    def __init__(self, profile: Profile, folder: Path, device: str) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        folder: Path,
+        device: str,
+        compilation: Compilation | None = None,
+        memory_preset: str = AUTO,
+    ) -> None:
         begun = time.perf_counter()
         self.profile = profile
         self.device = device
@@ -33,52 +45,122 @@ class Engine:
         dtype = pick_dtype(self._device, profile)
         torch.set_num_threads(profile.threads)
         torch.backends.cudnn.deterministic = True
-        with torch.inference_mode():
-            self.weights = load_weights(profile, folder, self._device, dtype)
-            self.fingerprint = fingerprint(profile, folder, self._device, dtype)
-            self._warm()
+        preset = choose_memory(profile, memory_preset, self._device)
+        if compilation is not None:
+            compilation.prepare(self._device, preset)
+        with torch.inference_mode(), self._loading(preset):
+            self.weights = load_weights(profile, folder, self._device, dtype, preset)
+            self.memory = Placement(self.weights.parts, preset, self._device)
+            self._code = compilation.identity() if compilation else "no"
+            self._facts = fingerprint(profile, folder, self._device, dtype)
+            self.sizes = self._sizes()
+            self._compiled = compilation and CompiledSizes(self.weights, compilation, self.sizes)
+            self._warm(self.sizes[0])
+        mode = f", compiled in mode {compilation.mode}" if compilation else ""
         self.summary = (
             f"{profile.name} on {device} ({device_name(self._device)}, {str(dtype).removeprefix('torch.')}, "
-            f"{profile.threads} threads), loaded in {time.perf_counter() - begun:.1f} s"
+            f"{profile.threads} threads, memory preset {preset.name}{mode}), "
+            f"loaded in {time.perf_counter() - begun:.1f} s"
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that equal bytes depend on besides the request."""
+        return self._fingerprint(self.memory.preset, self._code)
+
+    def _fingerprint(self, preset: MemoryPreset, code: str) -> str:
+        return combine((self._facts, f"memory {preset}", f"compiled {code}"))
 
     def make(self, assignment: Assignment, report: Report) -> Film:
         """Make the film and write it to `assignment.output`; same assignment and fingerprint, same bytes.
 
-        Raises MemoryError for a film that does not fit, DeviceLost when the device is of no more use here.
+        A film that does not fit is tried once more in the next smaller memory preset. Raises MemoryError when
+        that does not help, DeviceLost when the device is of no more use here.
         """
+        preset = self.memory.preset
+        smaller = self.profile.smaller_memory(preset)
         try:
-            return self._make(assignment, report)
-        except torch.AcceleratorError as error:
-            # CUDA's errors stick to the process: every later call would fail alike.
-            raise DeviceLost(f"{self.device} failed: {str(error).splitlines()[0]}") from error
+            with self._faults():
+                return self._make(assignment, report)
+        except MemoryError:
+            if smaller is None:
+                report.log(f"out of memory with preset {preset.name}, the smallest", Level.ERROR)
+                raise
+            told = f"out of memory with preset {preset.name}; trying once more with {smaller.name}"
+            report.log(told, Level.WARN)
+        # Past the handler nothing holds what the first try had made.
+        self._free()
+        return self._make_within(smaller, assignment, report)
+
+    def _make_within(self, preset: MemoryPreset, assignment: Assignment, report: Report) -> Film:
+        """Make the film in another preset than the engine's own; uncompiled, for its shapes are others."""
+        try:
+            with (
+                torch.compiler.set_stance("force_eager"),
+                self._faults(),
+                torch.inference_mode(),
+                self.memory.under(preset),
+            ):
+                film = self._make(assignment, report)
+        except MemoryError:
+            report.log(f"out of memory with preset {preset.name}, too", Level.ERROR)
+            raise
+        return replace(film, fingerprint=self._fingerprint(preset, "no"))
+
+    def warm_up(self) -> Iterator[tuple[int, int]]:
+        """Yield how many sizes are warm and how many there are: at once, and after each further one.
+
+        Uncompiled networks need one size only.
+        """
+        warm, sizes = 1, self.sizes if self._compiled else self.sizes[:1]
+        yield warm, len(sizes)
+        for size in sizes[1:]:
+            try:
+                with self._faults(), torch.inference_mode():
+                    self._warm(size)
+                warm += 1
+            except (UserError, InputRefused, RuntimeError, MemoryError) as error:
+                # Films of this size will say so themselves; those of the others can still be made.
+                print(f"{size[0]}x{size[1]} could not be warmed: {error}", file=sys.stderr)
+                self._free()
+            yield warm, len(sizes)
+
+    @contextmanager
+    def _faults(self) -> Generator[None]:
+        try:
+            yield
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError) or CPU_MEMORY in str(error):
+            if is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
+            if isinstance(error, torch.AcceleratorError):
+                # CUDA's errors stick to the process: every later call would fail alike.
+                raise DeviceLost(f"{self.device} failed: {str(error).splitlines()[0]}") from error
             raise
 
     def _make(self, assignment: Assignment, report: Report) -> Film:
         timings: dict[str, float] = {}
         generator = torch.Generator("cpu").manual_seed(assignment.seed)
         frames = self.profile.frames
-        with torch.inference_mode():
+        with torch.inference_mode(), ExitStack() as told:
             report.check_cancelled()
             with self._timed("first_frame", timings):
-                size, picture = self._picture(assignment, generator, report)
+                size, native, picture = self._picture(assignment, generator, report)
             if assignment.picture is None:
                 report.log(f"first frame {timings['first_frame']:.2f} s")
+            if self._compiled:
+                told.enter_context(self._compiled.told(native, report))
             with self._timed("encode", timings):
                 condition = self._condition(assignment, picture, generator)
-            with self._timed("denoise", timings):
+            with self._timed("denoise", timings), self.memory.present(UNETS[assignment.sampler]):
                 latents = self._denoise(assignment, condition, generator, report)
-            with self._timed("decode", timings):
+            with self._timed("decode", timings), self.memory.present("vae_decoder"):
                 timings["close"] = write_film(
                     self.weights.codec,
                     latents,
                     path=Path(assignment.output),
                     size=size,
                     fps=assignment.fps,
-                    chunk=self.profile.decode_chunk_size,
+                    chunk=self.memory.preset.decode_chunk_size,
                     threads=self.profile.threads,
                     report=report,
                 )
@@ -88,18 +170,23 @@ class Engine:
 
     def _picture(
         self, assignment: Assignment, generator: torch.Generator, report: Report
-    ) -> tuple[Size, Tensor]:
-        """The film's size and its first picture at the native size."""
+    ) -> tuple[Size, Size, Tensor]:
+        """The film's size, its native size and its first picture at that."""
         given = open_picture(Path(assignment.picture)) if assignment.picture is not None else None
         size = film_size(assignment.width, assignment.height, given)
         native = self._native(size)
         if given is not None:
-            picture = cover(given, size, native)
+            picture = cover(given, native)
         else:
             assert assignment.prompt is not None, "an assignment has a picture or a prompt"
             first_frame = self.weights.first_frame
-            picture = first_frame.draw(assignment.prompt, size, native, generator, report)
-        return size, picture.to(self._device)
+            picture = first_frame.draw(assignment.prompt, native, generator, report, self.memory)
+        return size, native, picture.to(self._device)
+
+    def _sizes(self) -> list[Size]:
+        """Native sizes that films are expected in: the profile's own, else those with a name."""
+        expected = self.profile.native_sizes or (*VIDEO_SIZES.values(), *BUCKETS)
+        return list(dict.fromkeys(self._native(size) for size in (self.profile.warm_size, *expected)))
 
     def _native(self, size: Size) -> Size:
         levels = len(self.weights.unets[Sampler.LCM].config["block_out_channels"])
@@ -107,16 +194,17 @@ class Engine:
 
     def _condition(self, assignment: Assignment, picture: Tensor, generator: torch.Generator) -> Condition:
         fps = self.profile.condition_fps
-        return condition_on(
-            picture,
-            clip=self.weights.clip,
-            codec=self.weights.codec,
-            frames=self.profile.frames,
-            fps=fps.turbo if assignment.sampler is Sampler.LCM else fps.hq,
-            motion_bucket_id=assignment.motion_bucket_id,
-            cond_aug=assignment.cond_aug,
-            generator=generator,
-        )
+        with self.memory.present("image_encoder", "vae_encoder"):
+            return condition_on(
+                picture,
+                clip=self.weights.clip,
+                codec=self.weights.codec,
+                frames=self.profile.frames,
+                fps=fps.turbo if assignment.sampler is Sampler.LCM else fps.hq,
+                motion_bucket_id=assignment.motion_bucket_id,
+                cond_aug=assignment.cond_aug,
+                generator=generator,
+            )
 
     def _denoise(
         self, assignment: Assignment, condition: Condition, generator: torch.Generator, report: Report
@@ -139,26 +227,53 @@ class Engine:
             report.check_cancelled()
         return latents
 
-    def _warm(self) -> None:
-        """Run each network once, so that the first request is as quick as the next."""
-        size = self.profile.warm_size
+    def _warm(self, native: Size) -> None:
+        """Run each network at a size as films do, so that the first film is as quick as the next."""
         generator = torch.Generator("cpu").manual_seed(0)
         weights, numbers = self.weights, self.profile.samplers.lcm
-        picture = weights.first_frame.draw(WARM_PROMPT, size, self._native(size), generator, _Silent())
-        condition = condition_on(
-            picture.to(self._device),
-            clip=weights.clip,
-            codec=weights.codec,
-            frames=self.profile.frames,
-            fps=self.profile.condition_fps.turbo,
-            motion_bucket_id=127,
-            cond_aug=0,
-            generator=generator,
-        )
-        for unet in dict.fromkeys(weights.unets.values()):
-            latents = next(sample_lcm(unet, condition, numbers, 1, generator))
-            next(decoded_chunks(weights.codec, latents, self.profile.decode_chunk_size))
+        picture = weights.first_frame.draw(WARM_PROMPT, native, generator, _Silent(), self.memory)
+        with self.memory.present("image_encoder", "vae_encoder"):
+            condition = condition_on(
+                picture.to(self._device),
+                clip=weights.clip,
+                codec=weights.codec,
+                frames=self.profile.frames,
+                fps=self.profile.condition_fps.turbo,
+                motion_bucket_id=127,
+                cond_aug=0,
+                generator=generator,
+            )
+        calls = self._compiled.calls if self._compiled else 1
+        latents = condition.latents
+        for unet, sampler in {unet: sampler for sampler, unet in weights.unets.items()}.items():
+            with self.memory.present(UNETS[sampler]):
+                *_, latents = sample_lcm(unet, condition, numbers, calls, generator)
+        # One whole chunk and the last, shorter one.
+        chunk = self.memory.preset.decode_chunk_size
+        short = latents[:, : chunk + self.profile.frames % chunk]
+        with self.memory.present("vae_decoder"):
+            for _ in range(calls):
+                list(decoded_chunks(weights.codec, short, chunk))
         self._settle()
+
+    @contextmanager
+    def _loading(self, preset: MemoryPreset) -> Generator[None]:
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            smaller = self.profile.smaller_memory(preset)
+            cure = f", or set STILLMOTION_MEMORY_PRESET={smaller.name}" if smaller else ""
+            raise UserError(
+                f"{self.device} ran out of memory while loading {self.profile.name} with memory preset "
+                f"{preset.name}: end what else uses it{cure}. ({str(error).partition(chr(10))[0]})"
+            ) from error
+
+    def _free(self) -> None:
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @contextmanager
     def _timed(self, stage: str, timings: dict[str, float]) -> Generator[None]:

@@ -6,20 +6,22 @@ an autoencoder draws in the film's latents, which the film's codec then decodes.
 
 import json
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillmotion import profiles
 from stillmotion.engine.codec import Codec
 from stillmotion.engine.loading import load_network, read_json
+from stillmotion.engine.memory import Placement
 from stillmotion.engine.pictures import cover, to_bytes
 from stillmotion.engine.quiet import no_advice
 from stillmotion.errors import InputRefused, WeightsMissing
-from stillmotion.profiles import Size, nearest_size
+from stillmotion.profiles import Part, Size, nearest_size
 from stillmotion.reporting import Report
 from stillmotion.types import Level
 
@@ -27,6 +29,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel  # iso
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline  # isort: skip
 
 WORD = re.compile(r"[^\W_]+")
+#: What diffusers' `encode_prompt` answers, in order; SD the first two, SDXL all four.
+EMBEDDINGS = (
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)
 
 
 class FirstFrame:
@@ -47,37 +56,55 @@ class FirstFrame:
         self.cell: int = codec.cell if self.in_latents else pipeline.vae_scale_factor
         self.channels: int = pipeline.unet.config["in_channels"]
 
+    @property
+    def parts(self) -> dict[Part, tuple[nn.Module, ...]]:
+        modules = {name: m for name, m in self.pipeline.components.items() if isinstance(m, nn.Module)}
+        text = tuple(module for name, module in modules.items() if name.startswith("text_encoder"))
+        rest = tuple(m for m in modules.values() if m not in (*text, self.pipeline.unet))
+        return {"text_encoder": text, "picture_unet": (self.pipeline.unet,), "picture_vae": rest}
+
     def draw(
-        self, prompt: str, film: Size, native: Size, generator: torch.Generator, report: Report
+        self, prompt: str, native: Size, generator: torch.Generator, report: Report, memory: Placement
     ) -> Tensor:
         """Draw the prompt at the native size, (1, 3, H, W) in [-1, 1]; one draw from the generator."""
         self._tell_what_is_known(prompt, report)
-        size = nearest_size(*film, self.ask.sizes) if self.ask.sizes else native
+        size = nearest_size(*native, self.ask.sizes) if self.ask.sizes else native
         shape = (1, self.channels, size[1] // self.cell, size[0] // self.cell)
-        drawn = self._run(prompt, size, torch.randn(shape, generator=generator), report)
+        drawn = self._run(prompt, size, torch.randn(shape, generator=generator), report, memory)
         if not bool(torch.isfinite(drawn).all()):
             raise not_finite("The first frame")
         if self.in_latents:
-            return self.codec.decode(drawn.float()).clamp(-1, 1)
+            with memory.present("vae_decoder"):
+                return self.codec.decode(drawn.float()).clamp(-1, 1)
         pixels = to_bytes(drawn.float() * 2 - 1)[0].permute(1, 2, 0).contiguous().numpy()
-        return cover(Image.fromarray(pixels), film, native)
+        return cover(Image.fromarray(pixels), native)
 
-    def _run(self, prompt: str, size: Size, noise: Tensor, report: Report) -> Tensor:
-        steps = self.ask.steps
+    def _run(self, prompt: str, size: Size, noise: Tensor, report: Report, memory: Placement) -> Tensor:
+        steps, pipeline = self.ask.steps, self.pipeline
 
         def after_step(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             report.progress("first frame", step + 1, steps)
             report.check_cancelled()
+            if step + 1 == len(pipeline.scheduler.timesteps):
+                unet_present.close()  # what follows is the autoencoder's
             return tensors
 
-        with no_advice():
-            answer = self.pipeline(
-                prompt=prompt,
+        with memory.present("text_encoder"), no_advice():
+            told = pipeline.encode_prompt(
+                prompt,
+                device=pipeline.text_encoder.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=self.ask.guidance_scale > 1,
+            )
+        with ExitStack() as unet_present, memory.present("picture_vae"), no_advice():
+            unet_present.enter_context(memory.present("picture_unet"))
+            answer = pipeline(
+                **dict(zip(EMBEDDINGS, told, strict=False)),
                 width=size[0],
                 height=size[1],
                 num_inference_steps=steps,
                 guidance_scale=self.ask.guidance_scale,
-                latents=noise.to(self.pipeline.unet.device, self.pipeline.unet.dtype),
+                latents=noise.to(pipeline.unet.device, pipeline.unet.dtype),
                 output_type="latent" if self.in_latents else "pt",
                 callback_on_step_end=after_step,
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import stillmotion
 from stillmotion.engine import rewrites
@@ -14,7 +15,8 @@ from stillmotion.engine.codec import Codec, load_codec
 from stillmotion.engine.first_frame import FirstFrame, load_first_frame
 from stillmotion.engine.loading import combine, digest_files, load_network, load_tower
 from stillmotion.errors import UserError
-from stillmotion.profiles import Profile
+from stillmotion.lockfile import digest
+from stillmotion.profiles import MemoryPreset, Part, Profile
 from stillmotion.types import Sampler
 
 from diffusers.models.unets.unet_spatio_temporal_condition import (  # isort: skip
@@ -25,6 +27,8 @@ from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 #: Versions that can change a film's bytes; av is absent on a bare GPU machine.
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "av")
 
+HERE = Path(__file__).parent
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -34,6 +38,19 @@ class Weights:
     codec: Codec
     clip: CLIPVisionModelWithProjection
     first_frame: FirstFrame
+
+    @property
+    def parts(self) -> dict[Part, tuple[nn.Module, ...]]:
+        """What can be on the device or in host memory by itself."""
+        vae = self.codec.vae
+        return {
+            **self.first_frame.parts,
+            "image_encoder": (self.clip,),
+            "vae_encoder": tuple(module for name, module in vae.named_children() if name != "decoder"),
+            "unet": (self.unets[Sampler.EULER],),
+            "turbo_unet": (self.unets[Sampler.LCM],),
+            "vae_decoder": (vae.decoder,),
+        }
 
 
 def pick_device(name: str, profile: Profile) -> torch.device:
@@ -52,10 +69,7 @@ def pick_dtype(device: torch.device, profile: Profile) -> torch.dtype:
     name = profile.dtype.cuda if device.type == "cuda" else profile.dtype.cpu
     if device.type == "cpu" and profile.dtype.cpu_bf16 and has_bf16():
         name = "bfloat16"
-    dtype: torch.dtype = getattr(torch, name)
-    if device.type == "cpu" and dtype == torch.float16:
-        raise UserError(f"Profile {profile.name} asks for float16 on a CPU, which has no fast path for it.")
-    return dtype
+    return getattr(torch, name)
 
 
 def has_bf16() -> bool:
@@ -64,12 +78,18 @@ def has_bf16() -> bool:
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def load_weights(profile: Profile, folder: Path, device: torch.device, dtype: torch.dtype) -> Weights:
-    """Load every part of a profile from its weights folder."""
+def load_weights(
+    profile: Profile, folder: Path, device: torch.device, dtype: torch.dtype, preset: MemoryPreset
+) -> Weights:
+    """Load every part of a profile from its weights folder, those that do not stay into host memory."""
     parts, variant = profile.parts, profile.variant
-    how: dict[str, Any] = {"device": device, "dtype": dtype, "variant": variant}
-    unet = load_network(UNetSpatioTemporalConditionModel, folder / parts.unet, **how)
-    rewrites.rewrite_unet(unet)
+
+    def how(*names: Part) -> dict[str, Any]:
+        stays = set(preset.stay).issuperset(names)
+        return {"device": device if stays else torch.device("cpu"), "dtype": dtype, "variant": variant}
+
+    unet = load_network(UNetSpatioTemporalConditionModel, folder / parts.unet, **how("unet"))
+    rewrites.rewrite_unet(unet, device)
     turbo = unet
     if parts.turbo_unet != parts.unet:
         bare = parts.turbo_unet.endswith(".safetensors")
@@ -77,22 +97,29 @@ def load_weights(profile: Profile, folder: Path, device: torch.device, dtype: to
             UNetSpatioTemporalConditionModel,
             folder / (parts.unet if bare else parts.turbo_unet),
             weights=folder / parts.turbo_unet if bare else None,
-            **how,
+            **how("turbo_unet"),
         )
-        rewrites.rewrite_unet(turbo)
-    codec = load_codec(folder / parts.vae, profile.codec, **how)
-    clip = load_tower(CLIPVisionModelWithProjection, folder / parts.image_encoder, **how)
-    first_frame = load_first_frame(folder, profile.first_frame, codec, **how)
+        rewrites.rewrite_unet(turbo, device)
+    codec = load_codec(folder / parts.vae, profile.codec, **how("vae_encoder", "vae_decoder"))
+    rewrites.rewrite_decoder(codec.vae.decoder, device)
+    clip = load_tower(CLIPVisionModelWithProjection, folder / parts.image_encoder, **how("image_encoder"))
+    pictures = how("text_encoder", "picture_unet", "picture_vae")
+    first_frame = load_first_frame(folder, profile.first_frame, codec, **pictures)
     return Weights({Sampler.EULER: unet, Sampler.LCM: turbo}, codec, clip, first_frame)
 
 
 def fingerprint(profile: Profile, folder: Path, device: torch.device, dtype: torch.dtype) -> str:
-    """Hash all that equal bytes depend on besides the request itself."""
+    """Hash all that equal bytes depend on besides the request, the memory preset and compiled code."""
     return combine(
         [
             f"weights {digest_files(folder)}",
             f"profile {profile}",
             f"stillmotion {stillmotion.__version__}",
+            # Between two versions the code that makes films changes, too.
+            *(
+                f"{file.name} {digest(file)}"
+                for file in (*sorted(HERE.glob("*.py")), HERE.parent / "video.py")
+            ),
             *(f"{name} {_version(name)}" for name in PACKAGES),
             f"device {device_name(device)}",
             f"dtype {dtype}",

@@ -1,5 +1,7 @@
 """Is the process up, can it take work."""
 
+from dataclasses import asdict
+
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
@@ -22,5 +24,10 @@ class HealthRoutes:
         """Answer 200 only when a runner can take work."""
         notes_of(call).quiet = True
         readiness = self.site.readiness()
-        body = {"ready": readiness.ready, "reason": readiness.reason, "profile": self.site.profile}
+        body = {
+            "ready": readiness.ready,
+            "reason": readiness.reason,
+            "profile": self.site.profile,
+            "runners": [asdict(runner) for runner in readiness.runners],
+        }
         return Json(body, 200 if readiness.ready else 503)

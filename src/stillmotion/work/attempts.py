@@ -150,10 +150,9 @@ class Attempt:
 
     def tell_crash(self, max_crashes: int) -> None:
         """Tell the caller's log that the runner died, and what follows."""
-        if self.request.crashes + 1 < max_crashes:
-            self.notes.log(f"runner died ({self.crash}), the request runs again", Level.WARN)
-        else:
-            self.notes.log(f"runner died ({self.crash}) once too often, the request fails", Level.ERROR)
+        again = self.request.retry and self.request.crashes + 1 < max_crashes
+        after, level = ("runs again", Level.WARN) if again else ("fails", Level.ERROR)
+        self.notes.log(f"runner died ({self.crash}), the request {after}", level)
 
     def write_end(
         self, conn: Connection, reply: Reply | None, film: FileRecord | None, now: float, max_crashes: int
@@ -177,7 +176,7 @@ class Attempt:
             return Ending(
                 outcome=Outcome.OK,
                 result={"file": film.id, "seed": self.request.input["seed"]},
-                fingerprint=fingerprint,
+                fingerprint=reply.fingerprint or fingerprint,
                 timings={
                     **reply.timings,
                     "queue": self.notes.began - self.request.created,

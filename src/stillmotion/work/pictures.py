@@ -14,7 +14,7 @@ from stillmotion.media.store import MediaStore
 from stillmotion.net.fetch import fetch
 from stillmotion.net.guard import AllowList
 from stillmotion.settings import Settings
-from stillmotion.store.files import get_file
+from stillmotion.store.files import get_file, is_available
 from stillmotion.store.open import Store
 
 FIELD = "image_url"
@@ -43,11 +43,7 @@ async def place_picture(
 
 async def _read_own(file_id: str, settings: Settings, store: Store, media: MediaStore, clock: Clock) -> bytes:
     record = await store.read(lambda conn: get_file(conn, file_id))
-    if (
-        record is None
-        or not record.complete
-        or (record.expires is not None and record.expires <= clock.now())
-    ):
+    if record is None or not is_available(record, clock.now()):
         raise InputRefused(
             "The file behind the URL is no longer here; upload it again.", kind="file_download_error"
         )

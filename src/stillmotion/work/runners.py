@@ -21,7 +21,7 @@ from typing import Any
 from stillmotion.clock import Clock
 from stillmotion.errors import RunnerGone
 from stillmotion.runner import LINE_LIMIT
-from stillmotion.settings import shell_environment
+from stillmotion.settings import Settings, shell_environment
 from stillmotion.types import Assignment, Failure, Film, Level, LogLine
 
 #: How long a child that has ended may still have messages in its socket.
@@ -144,6 +144,9 @@ class Runner:
         #: Seconds since the child last said anything, counted by `watch`.
         self._quiet_s = 0.0
         self.ready = False
+        #: Sizes it has warmed, of all that films are expected in.
+        self.warm = self.sizes = 0
+        self._began = asyncio.get_running_loop().time()
         self._why: str | None = None
         self._gone: str | None = None
         self._on_gone = on_gone
@@ -166,6 +169,7 @@ class Runner:
             kept.enter_context(here)
             given.enter_context(there)
             self._process = await asyncio.create_subprocess_exec(
+                # -u: what a model printed is in the pipes before its answer is in the socket.
                 *(sys.executable, "-P", "-u", "-m", "stillmotion.runner", "--engine", engine),
                 *("--fd", str(there.fileno()), "--parent", str(os.getpid())),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -300,6 +304,11 @@ class Runner:
             )
             if not self._opened.done():
                 self._opened.set_result(None)
+        elif kind == "warming":
+            self.warm, self.sizes = int(message["warm"]), int(message["sizes"])
+            if self.warm == self.sizes > 1:
+                took_s = asyncio.get_running_loop().time() - self._began
+                log.info("runner warm device=%s sizes=%d after_s=%.1f", self.device, self.sizes, took_s)
         elif kind == "fatal":
             self._why = str(message["message"])
         elif (message["request_id"], message["attempt"]) == self._key:
@@ -340,6 +349,17 @@ class Runner:
             return
         self._last_line = line
         log.info("runner printed device=%s level=%s: %s", self.device, level, line)
+
+
+def opening_for(settings: Settings, profile: str, device: str) -> dict[str, Any]:
+    """Return what a runner's engine is told when it is opened."""
+    return {
+        "profile": profile,
+        "device": device,
+        "data_dir": str(settings.data_dir.absolute()),
+        "memory_preset": settings.memory_preset,
+        "compile": settings.compile,
+    }
 
 
 async def start_runner(

@@ -19,18 +19,18 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Connection
 
 from stillmotion.clock import Clock
-from stillmotion.errors import InputRefused, RunnerGone, StoreUnavailable
+from stillmotion.errors import CommitUnanswered, InputRefused, RunnerGone, StoreUnavailable
 from stillmotion.media.store import MediaStore
 from stillmotion.settings import DAY_S, Settings
 from stillmotion.store import queue
 from stillmotion.store.logs import append_logs
 from stillmotion.store.open import Store
-from stillmotion.types import Assignment, Failure, FileRecord, Film, Readiness, Request
+from stillmotion.types import Assignment, Failure, FileRecord, Film, Readiness, Request, Warmth
 from stillmotion.wakeup import Wakeup
 from stillmotion.work.attempts import PICTURE, Attempt, Stop, Stopped, Unprepared
 from stillmotion.work.lanes import Lane, happens, pause_s
 from stillmotion.work.pictures import place_picture
-from stillmotion.work.runners import Cancelled, Notes, Reply, Runner
+from stillmotion.work.runners import Cancelled, Notes, Reply, Runner, opening_for
 
 #: An idle device looks by itself this often; other processes may have written the queue.
 LOOK_S = 1.0
@@ -116,9 +116,15 @@ class Worker:
             return Readiness(ready=False, reason="the server is shutting down")
         if self._trouble is not None:
             return Readiness(ready=False, reason=self._trouble)
-        ready = [lane.device for lane in self._lanes if lane.ready]
+        ready = [lane.runner for lane in self._lanes if lane.runner is not None and lane.runner.ready]
         if ready:
-            return Readiness(ready=True, reason=f"ready on {', '.join(ready)}")
+            return Readiness(
+                ready=True,
+                reason=f"ready on {', '.join(runner.device for runner in ready)}",
+                runners=[
+                    Warmth(device=runner.device, warm=runner.warm, sizes=runner.sizes) for runner in ready
+                ],
+            )
         return Readiness(ready=False, reason="; ".join(lane.reason for lane in self._lanes))
 
     # The life of one device
@@ -137,11 +143,7 @@ class Worker:
             await lane.ended()
 
     async def _start(self, lane: Lane) -> None:
-        opening = {
-            "profile": self._profile,
-            "device": lane.device,
-            "data_dir": str(self._settings.data_dir.absolute()),
-        }
+        opening = opening_for(self._settings, self._profile, lane.device)
         await lane.start(self._engine, opening, self._settings.start_timeout_s)
         if lane.ready and lane.runner is not None:
             self.fingerprint = lane.runner.fingerprint
@@ -250,7 +252,8 @@ class Worker:
         self._wakeup.notify(f"request:{attempt.key[0]}")
         self._wakeup.notify("webhook")
         log.info("%s %s attempt=%d kept=%s", attempt.key[0], attempt.outcome(reply), attempt.key[1], kept)
-        unwanted = [] if film is None or kept else [film.media_key]
+        # What the database may have kept without an answer is left to housekeeping.
+        unwanted = [film.media_key] if film is not None and kept is False else []
         if reply is not None and kept:
             unwanted += attempt.leftovers()
         try:
@@ -258,18 +261,25 @@ class Worker:
         except OSError as error:
             log.error("%s films not deleted keys=%s: %s", attempt.key[0], unwanted, error)
 
-    async def _persist(self, operation: Callable[[Connection], bool]) -> bool:
-        """Write until the store takes it; a worker told to stop tries once, a restart re-queues the rest."""
+    async def _persist(self, operation: Callable[[Connection], bool]) -> bool | None:
+        """Write until the store takes it; a worker told to stop tries once, a restart re-queues the rest.
+
+        None when it was not, but an earlier try may have been kept without an answer.
+        """
         tries = 0
+        not_kept: bool | None = False
         while True:
             try:
                 async with self._ledger:
-                    return await self._store.write(operation)
+                    kept = await self._store.write(operation)
+                return kept or not_kept
             except StoreUnavailable as error:
                 tries += 1
+                if isinstance(error, CommitUnanswered):
+                    not_kept = None
                 log.warning("ending not written tries=%d: %s", tries, error)
             if self._stopped:
-                return False
+                return not_kept
             await asyncio.sleep(pause_s(tries, RETRY_FIRST_S, RETRY_LAST_S))
 
     # The clocks

@@ -1,0 +1,95 @@
+"""Counted work of the full-size networks by film size, and the seconds it takes at least.
+
+    PYTHONPATH=src:. python -m bench.work [--tflops 790]
+
+Runs diffusers' classes on the meta device, so it needs no weights, no GPU and little memory. Multiply-adds of
+convolutions, matrix products and attention count as two; norms, activations and copies count nothing.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.rigs import full_networks
+from stillmotion.engine.pictures import BUCKETS
+from stillmotion.engine.rewrites import rewrite_unet
+from stillmotion.profiles import Size
+
+FRAMES, CELL = 25, 8
+#: What the svd profile works at (on its side costs the same), then what else callers ask for.
+SIZES: tuple[Size, ...] = (*BUCKETS[:3], (512, 512), (1024, 768), (1024, 1024))
+#: Eight tenths of the 989 that NVIDIA gives for dense bfloat16 on an H200; well-shaped products reach it.
+TFLOPS = 790.0
+
+
+def tflop(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counted, torch.inference_mode():
+        run()
+    return counted.get_total_flops() / 1e12
+
+
+@cache
+def networks() -> tuple[Any, Any, Any, Any]:
+    """The video UNet, the same as we run it, the autoencoder, the image encoder."""
+    with torch.device("meta"):
+        unet, vae, clip = full_networks()
+        rewritten, _, _ = full_networks()
+    # diffusers makes the blends' numbers outside the default device.
+    for network in (unet, rewritten, vae, clip):
+        network.to("meta", torch.bfloat16).eval().requires_grad_(False)
+    rewrite_unet(rewritten)
+    return unet, rewritten, vae, clip
+
+
+def unet_call(unet: Any, size: Size, frames: int = FRAMES) -> float:
+    """Count one pass over a film, without guidance."""
+    latents = _meta(1, frames, 8, size[1] // CELL, size[0] // CELL)
+    told = {"encoder_hidden_states": _meta(1, 1, 1024), "added_time_ids": _meta(1, 3)}
+    return tflop(lambda: unet(latents, torch.tensor(1.0, device="meta"), **told))
+
+
+def decoding(vae: Any, size: Size, frames: int = FRAMES) -> float:
+    latents = _meta(frames, 4, size[1] // CELL, size[0] // CELL)
+    return tflop(lambda: vae.decode(latents, num_frames=frames))
+
+
+def encoding(vae: Any, clip: Any, size: Size) -> float:
+    """Count what the picture passes through once: both encoders."""
+    return tflop(lambda: (vae.encode(_meta(1, 3, size[1], size[0])), clip(_meta(1, 3, 224, 224))))
+
+
+def _meta(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta", dtype=torch.bfloat16)
+
+
+def row(size: Size, tflops: float) -> str:
+    unet, rewritten, vae, clip = networks()
+    plain, ours, decode = unet_call(unet, size), unet_call(rewritten, size), decoding(vae, size)
+    once = encoding(vae, clip, size) + decode
+    cells = [f"{plain:.2f}", f"{decode:.1f}"]
+    for calls in (4, 50):
+        work = calls * plain + once
+        cells += [f"{work:.0f}, {work / tflops:.2f} s"]
+    cells += [f"{ours:.2f}", *(f"{(calls * ours + once) / tflops:.2f} s" for calls in (4, 50))]
+    return f"| {size[0]}×{size[1]} | {' | '.join(cells)} |"
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    ask.add_argument(
+        "--tflops", type=float, default=TFLOPS, help="what the card reaches in products, TFLOP/s"
+    )
+    told = ask.parse_args()
+    print(f"{FRAMES} frames; TFLOP, and seconds at {told.tflops:g} TFLOP/s; turbo is 4 UNet calls, HQ 50.\n")
+    print("| size | UNet call | decode | turbo | HQ | UNet call, rewritten | turbo | HQ |")
+    print("|---|---|---|---|---|---|---|---|")
+    for size in SIZES:
+        print(row(size, told.tflops), flush=True)
+
+
+if __name__ == "__main__":
+    main()
