@@ -8,6 +8,7 @@ StillmotionError
 ├── LimitReached         a key has used up what it may do in a minute or a day
 ├── IdempotencyReused    one name for two different submits -> 422 naming the header
 ├── StoreUnavailable     the database did not commit -> 503, nothing acknowledged
+│   └── CommitUnanswered its connection broke during COMMIT, which may have been kept
 ├── RequestCancelled     raised inside a runner at the next step after a cancel
 ├── DeviceLost           raised inside a runner whose device takes no more work from its process
 └── RunnerGone           the runner's process ended or broke its protocol

@@ -1,7 +1,8 @@
-"""The documents programs read: fal's OpenAPI per endpoint, our own for every route, llms.txt."""
+"""What the server says of itself: fal's OpenAPI per endpoint, our own for all routes, llms.txt, `/`."""
 
 import re
 from collections.abc import Iterator
+from html import unescape
 from typing import Any
 
 import httpx
@@ -156,3 +157,14 @@ async def test_llms_txt_leads_python_to_the_https_port_of_the_same_host(house: H
     house.rebuild(tls_port=8443)
     page = (await read(house, f"/models/{HQ}/llms.txt", f"http://{host}:8000")).text
     assert f'os.environ["FAL_RUN_HOST"] = "{host}:8443/run"' in page
+
+
+async def test_the_front_page_names_every_field_and_leads_to_documents_that_are_there(house: House) -> None:
+    page = (await read(house, "/")).text
+    for field in ENDPOINTS[TEXT].Input.model_fields:
+        assert f"<dt><code>{field}</code></dt>" in page
+    assert "default 127; 1 to 255" in page and "required" in page and "random by default" in page
+    links = [unescape(link) for link in re.findall(r'href="([^"]+)"', page)]
+    assert len(links) == 2 * len(ENDPOINTS)
+    for link in links:
+        assert (await read(house, link)).status_code == 200, link

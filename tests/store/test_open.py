@@ -201,6 +201,8 @@ def test_large_file_is_read_through_only_after_a_process_that_did_not_close_it(
 def test_unusable_urls_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataRefused, match="Use sqlite:"):
         open_store("not a url")
+    with pytest.raises(DataRefused, match="mysql is no database this server speaks to"):
+        open_store("mysql://me@host/films")
     with pytest.raises(DataRefused, match="cannot be opened"):
         open_store(f"sqlite:///{tmp_path / 'missing' / 'stillmotion.db'}")
     with pytest.raises(DataRefused, match="cannot be opened"):

@@ -26,10 +26,12 @@ from stillmotion.cli.datadir import (
 from stillmotion.cli.generate import generate
 from stillmotion.cli.listeners import bind_tcp, bind_unix, socket_address
 from stillmotion.cli.main import app
+from stillmotion.cli.settings import show as show_settings
 from stillmotion.errors import DataRefused, UserError
 from stillmotion.keys import check_key
+from stillmotion.net.tls import ensure_certificates
 from stillmotion.profiles import load_profile
-from stillmotion.settings import Settings
+from stillmotion.settings import PREFIX, Settings
 from stillmotion.store.open import open_store
 from stillmotion.types import Caller
 
@@ -58,6 +60,19 @@ def test_settings_are_printed_on_a_terminal_that_knows_ascii_alone() -> None:
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     shown = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
     assert (shown.returncode, shown.stderr) == (0, "")
+
+
+def test_a_row_keeps_its_name_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(os.environ, "FORCE_COLOR", "1")
+    monkeypatch.setitem(os.environ, "COLUMNS", "80")
+    show_settings(as_json=False)
+    rows = capsys.readouterr().out.splitlines()[1:]
+    assert max(map(len, rows)) <= 80
+    assert [row.split()[0] for row in rows if row.startswith("STILLMOTION_")] == [
+        PREFIX + name.upper() for name in Settings.model_fields
+    ]
 
 
 def test_lock_is_held_once_and_free_after_release(tmp_path: Path) -> None:
@@ -187,6 +202,7 @@ def test_backup_can_be_started_from(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data")
     made = perform(settings, "keys.create", {"name": "kept"})["key"]
     perform(settings, "webhooks.rotate-key", {"data_dir": str(tmp_path / "data")})
+    authority = ensure_certificates(tmp_path / "data", (), 1.7e9).ca.read_bytes()
     (tmp_path / "data" / "media" / "films").mkdir(parents=True)
     (tmp_path / "data" / "media" / "films" / "a.mp4").write_bytes(b"film")
     backup(settings, tmp_path / "copy", media=True)
@@ -195,6 +211,7 @@ def test_backup_can_be_started_from(tmp_path: Path) -> None:
     assert mode(tmp_path / "copy" / "stillmotion.db") == 0o600
     signing = tmp_path / "copy" / "webhook-keys"
     assert (signing.read_bytes(), mode(signing)) == ((tmp_path / "data" / "webhook-keys").read_bytes(), 0o600)
+    assert ensure_certificates(tmp_path / "copy", (), 1.7e9).ca.read_bytes() == authority
     assert (tmp_path / "copy" / "media.txt").read_text() == "films/a.mp4\n"
     assert (tmp_path / "copy" / "media" / "films" / "a.mp4").read_bytes() == b"film"
 
@@ -230,9 +247,11 @@ def test_unknown_device_is_refused_with_what_is_there() -> None:
         devices.choose(settings, "tests.timed_engine:open")
 
 
-def test_the_same_device_twice_is_refused() -> None:
+def test_cpu_takes_several_runners_unless_they_would_share_compiled_code() -> None:
+    two = Settings(devices=["cpu", "cpu"])
+    assert devices.choose(two, "tests.timed_engine:open")[2] == ["cpu", "cpu"]
     with pytest.raises(UserError, match="name one twice"):
-        devices.choose(Settings(devices=["cpu", "cpu"]), "tests.timed_engine:open")
+        devices.choose(two.model_copy(update={"compile": "default"}), "tests.timed_engine:open")
 
 
 def test_weights_cut_short_or_absent_are_named(tmp_path: Path) -> None:
@@ -255,6 +274,20 @@ def test_doctor_names_a_data_directory_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (found,) = doctor.check_disk(Settings(data_dir=tmp_path / "file"))
     assert found.cure is not None
+
+
+def test_doctor_asks_postgresql_for_its_version(postgres_url: str, tmp_path: Path) -> None:
+    (found,) = doctor.check_database(Settings(database_url=postgres_url))
+    assert found.fact.startswith("PostgreSQL ") and found.cure is None
+    absent = f"postgresql+psycopg://nobody@/nothing?host={tmp_path}"
+    (found,) = doctor.check_database(Settings(database_url=absent))
+    assert "cannot be opened" in found.fact and found.cure is not None
+
+
+def test_doctor_names_a_variable_that_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "STILLMOTION_LEASES", "9")
+    (found,) = doctor.check_variables(Settings())
+    assert (found.fact, found.cure) == ("STILLMOTION_LEASES is none", "did you mean STILLMOTION_LEASE_S?")
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,15 @@ def test_every_setting_is_explained() -> None:
         assert row.unit and row.description.endswith("."), row.name
 
 
+def test_every_variable_a_page_names_is_a_setting() -> None:
+    root = PAGE.parents[1]
+    pages = [*root.glob("*.md"), *(root / "docs").glob("*.md")]
+    named = {
+        name for page in pages for name in re.findall(rf"{PREFIX}(\w+)", page.read_text(encoding="utf-8"))
+    }
+    assert named == {name.upper() for name in Settings.model_fields}
+
+
 def test_settings_page_lists_every_setting_and_is_up_to_date() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page == settings_page(), "run `make docs`"

@@ -1,5 +1,6 @@
 """Signing keys: whose file, which key signs when, and fal's own verification of what they sign."""
 
+import runpy
 import stat
 from dataclasses import asdict
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from stillmotion.clock import SystemClock
 from stillmotion.errors import DataRefused
 from stillmotion.http import wire
 from stillmotion.signatures import FILE, KEPT_S, Seal, SigningKeys
@@ -38,6 +40,20 @@ def test_a_seal_verifies_by_fals_steps(tmp_path: Path) -> None:
     assert len(bytes.fromhex(sealed.signature)) == 64
     assert sealed.signature == sealed.signature.lower()
     assert all(len(key["x"]) == 44 and key["x"].endswith("=") for key in wire.jwks(keys.published())["keys"])
+
+
+def test_the_documented_receiver_takes_what_we_sign_and_nothing_else(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
+    sample = tmp_path / "sample.py"
+    sample.write_text(page.partition("```python\n")[2].partition("```")[0])
+    is_genuine = runpy.run_path(str(sample))["is_genuine"]
+    now = SystemClock().now()
+    keys, stranger = SigningKeys(tmp_path / "ours", now), SigningKeys(tmp_path / "theirs", now)
+    jwks = wire.jwks(keys.published())
+    assert is_genuine(wire.webhook_headers(seal(keys, now)), BODY, jwks)
+    assert not is_genuine(wire.webhook_headers(seal(keys, now)), BODY + b" ", jwks)
+    assert not is_genuine(wire.webhook_headers(seal(keys, now - 301)), BODY, jwks)
+    assert not is_genuine(wire.webhook_headers(seal(stranger, now)), BODY, jwks)
 
 
 @pytest.mark.parametrize("field", ["request_id", "user_id", "timestamp", "signature"])

@@ -16,8 +16,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from stillmotion.errors import DataRefused, UserError
 from stillmotion.net.tls import TlsFiles, ensure_certificates
+from stillmotion.settings import DAY_S
 
-DAY_S = 86_400
 FAL = ("fal.run", "queue.fal.run", "v3.fal.media")
 
 

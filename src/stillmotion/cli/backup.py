@@ -16,8 +16,8 @@ from stillmotion.profiles import OWN
 from stillmotion.settings import Settings
 
 DATABASE = "stillmotion.db"
-#: What signs upload URLs and webhooks.
-SECRETS = ("secret", signatures.FILE)
+#: What signs upload URLs and webhooks, and the authority that clients trust.
+SECRETS = ("secret", signatures.FILE, "tls/ca.key", "tls/ca.pem")
 
 
 def backup(settings: Settings, target: Path, media: bool) -> None:
@@ -34,6 +34,7 @@ def backup(settings: Settings, target: Path, media: bool) -> None:
         for name in SECRETS:
             secret = settings.data_dir / name
             if secret.exists():
+                (target / name).parent.mkdir(mode=0o700, exist_ok=True)
                 write_whole(target / name, secret.read_bytes())
         if (settings.data_dir / OWN).is_dir():
             shutil.copytree(settings.data_dir / OWN, target / OWN)

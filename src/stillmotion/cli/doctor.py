@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import psutil
@@ -21,9 +22,9 @@ from rich.markup import escape
 
 from stillmotion.cli import devices
 from stillmotion.cli.datadir import LOCK, Lock, read_announcement
-from stillmotion.errors import UserError
+from stillmotion.errors import DataRefused, UserError
 from stillmotion.profiles import Profile
-from stillmotion.settings import GIB, Settings
+from stillmotion.settings import GIB, PREFIX, Settings, shell_environment
 
 #: A day of small films; below it the database may not be able to commit.
 DISK_BYTES = 2 * GIB
@@ -64,6 +65,14 @@ def doctor(settings: Settings) -> int:
     return 1 if wrong else 0
 
 
+def check_variables(settings: Settings) -> Iterable[Finding]:
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in sorted(shell_environment()):
+        if name.startswith(PREFIX) and name not in known:
+            near = get_close_matches(name, known, 1)
+            yield Finding("setting", f"{name} is none", f"did you mean {near[0]}?" if near else "unset it")
+
+
 def check_python(settings: Settings) -> Iterable[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     cure = None if sys.version_info >= (3, 11) else "use Python 3.11 or newer"
@@ -86,7 +95,8 @@ def check_torch(settings: Settings) -> Iterable[Finding]:
         return
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        yield Finding("torch", f"cannot be imported: {last}", "run `make setup`, or pip install torch")
+        cure = "run `make setup`, or pip install torch; if that names the driver, install a newer one"
+        yield Finding("torch", f"cannot be used: {last}", cure)
         return
     told = json.loads(asked.stdout.splitlines()[-1])
     yield Finding("torch", told["version"])
@@ -110,7 +120,18 @@ def check_disk(settings: Settings) -> Iterable[Finding]:
     yield Finding("disk", f"{free / GIB:.1f} GiB free at {place}", cure)
 
 
-def check_sqlite(settings: Settings) -> Iterable[Finding]:
+def check_database(settings: Settings) -> Iterable[Finding]:
+    if settings.database_url is not None:
+        # Imported here: the other findings need no database library.
+        from stillmotion.store.open import server_version
+
+        try:
+            yield Finding("database", f"PostgreSQL {server_version(settings.database_url)}")
+        except DataRefused as error:
+            yield Finding(
+                "database", str(error).strip(), "mend STILLMOTION_DATABASE_URL, or start the database"
+            )
+        return
     version = sqlite3.sqlite_version_info
     if version < OLDEST_SQLITE:
         yield Finding("sqlite", sqlite3.sqlite_version, "use a Python built with SQLite 3.35 or newer")
@@ -230,11 +251,12 @@ def _check_port(name: str, host: str, port: int) -> Finding:
 
 
 CHECKS: tuple[Callable[[Settings], Iterable[Finding]], ...] = (
+    check_variables,
     check_python,
     check_torch,
     check_memory,
     check_disk,
-    check_sqlite,
+    check_database,
     check_weights,
     check_data,
 )

@@ -15,9 +15,10 @@ def show(as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    table = Table("setting", "value", "default", "unit", "from", "meaning", box=None, pad_edge=False)
+    table = Table("setting", "value", "from", "meaning", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(row.name, row.value, row.default, row.unit, row.source, row.description)
+        meaning = f"{row.description} ({row.unit}; default {row.default or 'unset'})"
+        table.add_row(row.name, row.value, row.source, meaning)
     print_table(table)
 
 

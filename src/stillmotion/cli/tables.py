@@ -9,6 +9,10 @@ PIPED_WIDTH = 400
 
 
 def print_table(table: Table) -> None:
+    """Print a table whose first column names its rows, and so is whole however narrow the terminal."""
+    table.columns[0].no_wrap = True
+    for column in table.columns:
+        column.overflow = "fold"
     console = Console()
     if not console.is_terminal:
         # One line each for other programs; a terminal wraps to its own width.

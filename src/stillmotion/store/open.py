@@ -10,12 +10,12 @@ snapshots (`readers.py`); they see every write that was acknowledged before them
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import URL, Connection, make_url
+from sqlalchemy import URL, Connection, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from stillmotion.clock import Clock, SystemClock
@@ -96,10 +96,34 @@ class Store:
 
 def open_store(url: str, clock: Clock | None = None) -> Store:
     """Open the database at a URL, creating or migrating it; raises DataRefused with what to do."""
-    try:
-        parsed = make_url(url)
+    with _refusals():
+        parsed = _parse(url)
         bring_up_to_date(parsed)
         return Store(parsed, clock or SystemClock())
+
+
+def server_version(url: str) -> str:
+    """Ask a PostgreSQL server for its version and change nothing; raises DataRefused with what to do."""
+    with _refusals():
+        engine = create_engine(_parse(url))
+        with engine.connect() as conn:
+            version = str(conn.scalar(text("SHOW server_version")))
+        engine.dispose()
+        return version
+
+
+def _parse(url: str) -> URL:
+    parsed = make_url(url)
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ArgumentError(f"{parsed.get_backend_name()} is no database this server speaks to")
+    return parsed
+
+
+@contextmanager
+def _refusals() -> Generator[None]:
+    """Raise what SQLAlchemy and its drivers say as DataRefused."""
+    try:
+        yield
     except (ArgumentError, NoSuchModuleError) as error:
         raise DataRefused(
             f"The database URL is not usable: {error}. "
@@ -108,7 +132,7 @@ def open_store(url: str, clock: Clock | None = None) -> Store:
     except ModuleNotFoundError as error:
         raise DataRefused(
             f"The database driver {error.name} is not installed. "
-            "For PostgreSQL: pip install 'stillmotion[postgres]'."
+            "For PostgreSQL: pip install 'psycopg[binary]'."
         ) from error
     except DBAPIError as error:
         raise DataRefused(f"The database cannot be opened: {error.orig}") from error

@@ -22,11 +22,11 @@ pre { background: var(--soft); border-radius: 8px; padding: .8rem 1rem; overflow
 .state { display: inline-block; border: 1px solid var(--line); border-radius: 99px; padding: .1rem .7rem; }
 .state::before { content: "●"; margin-right: .4rem; color: var(--accent); }
 .ready::before { color: #16a34a; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-top: 1px solid var(--line);
-  vertical-align: top; }
-th { font-weight: 600; } td:first-child { white-space: nowrap; }
-summary { cursor: pointer; margin-top: 1rem; }
+dl { display: grid; grid-template-columns: 11rem 1fr; font-size: .92rem; margin: .6rem 0; }
+dt, dd { margin: 0; padding: .35rem 0; border-top: 1px solid var(--line); }
+small { display: block; font-size: .86rem; opacity: .75; overflow-wrap: anywhere; }
+summary { cursor: pointer; margin-top: 1rem; } a { color: var(--accent); }
+@media (max-width: 34rem) { dl { grid-template-columns: 1fr; } dd { border: 0; padding-top: 0; } }
 @media (prefers-color-scheme: dark) { :root { --accent: #fb923c; } }
 """
 
@@ -72,28 +72,26 @@ def _snippets(door: Door, tls_port: int | None) -> str:
 
 def _endpoint(endpoint: Endpoint) -> str:
     schema = model_schemas(endpoint)[input_name(endpoint)]
-    rows = "".join(
-        f"<tr><td><code>{escape(name)}</code></td>"
-        f"<td>{'required' if name in schema['required'] else escape(str(_default(field)))}</td>"
-        f"<td>{escape(_range(field))}</td><td>{escape(field['description'])}</td></tr>"
+    fields = "".join(
+        f"<dt><code>{escape(name)}</code></dt><dd>{escape(field['description'])}"
+        f"<small>{escape(_facts(field, name in schema['required']))}</small></dd>"
         for name, field in schema["properties"].items()
     )
+    openapi = f"/api/openapi/queue/openapi.json?endpoint_id={endpoint.id}"
     return (
         f"<h2>{escape(endpoint.title)}</h2><p><code>{escape(endpoint.id)}</code>: "
-        f'{escape(endpoint.description)}</p><div class="scroll"><table>'
-        f"<tr><th>field</th><th>default</th><th>range</th><th></th></tr>{rows}</table></div>"
+        f"{escape(endpoint.description)}</p><dl>{fields}</dl>"
+        f'<p><a href="/models/{endpoint.id}/llms.txt">As text</a>, '
+        f'<a href="{openapi}">OpenAPI</a></p>'
     )
 
 
-def _default(field: Schema) -> object:
+def _facts(field: Schema, required: bool) -> str:
     default = field.get("default")
-    return "drawn" if default is None else default
-
-
-def _range(field: Schema) -> str:
+    facts = ["required" if required else "random by default" if default is None else f"default {default}"]
     for form in forms(field):
         if "enum" in form:
-            return ", ".join(form["enum"])
+            facts.append(f"one of {', '.join(form['enum'])}")
         if "minimum" in form:
-            return f"{form['minimum']}–{form['maximum']}"
-    return ""
+            facts.append(f"{form['minimum']} to {form['maximum']}")
+    return "; ".join(facts)

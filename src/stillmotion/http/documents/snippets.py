@@ -6,16 +6,18 @@ from stillmotion.endpoints import Endpoint
 from stillmotion.http.ways.doors import PLANES, Door
 
 _PYTHON = """\
+# fal_client always speaks HTTPS: start the server with --tls-port.
+# It reads FAL_KEY, and SSL_CERT_FILE for our certificate: tls/bundle.pem in the server's data directory.
 import os
-os.environ["FAL_QUEUE_RUN_HOST"] = "{secure_queue}"   # fal_client always speaks HTTPS: use the TLS port
+os.environ["FAL_QUEUE_RUN_HOST"] = "{secure_queue}"
 os.environ["FAL_RUN_HOST"] = "{secure_run}"
-import fal_client                                   # reads FAL_KEY and, for our CA, SSL_CERT_FILE
+import fal_client
 
 result = fal_client.subscribe("{endpoint}", arguments={example}, with_logs=True)
 print(result["video"]["url"])"""
 
 _JAVASCRIPT = """\
-import * as fal from "@fal-ai/serverless-client";
+import {{ fal }} from "@fal-ai/client";
 
 fal.config({{
   credentials: process.env.FAL_KEY,
@@ -24,18 +26,22 @@ fal.config({{
     url: request.url
       .replace("https://queue.fal.run", "{queue}")
       .replace("https://fal.run", "{run}")
-      .replace("https://rest.alpha.fal.ai", "{rest}"),
+      .replace("https://rest.fal.ai", "{rest}"),
   }}),
 }});
-const result = await fal.subscribe("{endpoint}", {{ input: {example}, logs: true }});
-console.log(result.video.url);"""
+const {{ data }} = await fal.subscribe("{endpoint}", {{ input: {example}, logs: true }});
+console.log(data.video.url);"""
 
 _CURL = """\
-curl {queue}/{endpoint} -H "Authorization: Key $FAL_KEY" \\
-  -H "Content-Type: application/json" -d '{example}'      # answers a status_url and a response_url
+# answers at once with a status_url and a response_url
+curl {queue}/{endpoint} \\
+  -H "Authorization: Key $FAL_KEY" -H "Content-Type: application/json" \\
+  -d '{example}'
 
-curl {run}/{endpoint} -H "Authorization: Key $FAL_KEY" \\
-  -H "Content-Type: application/json" -d '{example}'      # waits for the film"""
+# waits for the film
+curl {run}/{endpoint} \\
+  -H "Authorization: Key $FAL_KEY" -H "Content-Type: application/json" \\
+  -d '{example}'"""
 
 
 def base_urls(door: Door) -> dict[str, str]:
@@ -43,7 +49,7 @@ def base_urls(door: Door) -> dict[str, str]:
     queue = door.bases.queue
     if door.host not in PLANES:
         return {plane: f"{door.origin}/{plane}" for plane in ("run", "queue", "rest")}
-    names = {"run": "fal.run", "queue": "queue.fal.run", "rest": "rest.alpha.fal.ai"}
+    names = {"run": "fal.run", "queue": "queue.fal.run", "rest": "rest.fal.ai"}
     return {plane: queue.replace("queue.fal.run", name) for plane, name in names.items()}
 
 
