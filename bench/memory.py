@@ -25,11 +25,10 @@ from bench.rigs import full_networks
 from bench.work import decoding, encoding, networks, tflop, unet_call
 from stillmotion.engine.codec import Codec
 from stillmotion.engine.film import Condition, film_network
-from stillmotion.engine.memory import chunk_feed_forwards
+from stillmotion.engine.memory import GIB, chunk_feed_forwards
 from stillmotion.engine.rewrites import rewrite_unet
 from stillmotion.profiles import MemoryPreset, Part, Size, load_profile
 
-GIB = 1 << 30
 MARGIN, SPARE_GIB = 1.1, 0.5
 PROFILE = load_profile("svd")
 DTYPE = torch.bfloat16

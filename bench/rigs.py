@@ -21,6 +21,7 @@ from stillmotion.engine import quiet
 from stillmotion.engine.codec import Codec
 from stillmotion.engine.film import condition_on, sample_euler, sample_lcm
 from stillmotion.engine.pictures import cover
+from stillmotion.engine.reuse import ReusingUNet
 from stillmotion.engine.writing import decoded_chunks
 from stillmotion.profiles import Size, load_profile
 
@@ -85,6 +86,23 @@ class Rig:
         for rewrite in decoder:
             rewrite(vae.decoder)
         return replace(self, unet=new_unet, vae=vae, clip=copy.deepcopy(self.clip).to(dtype), dtype=dtype)
+
+    def reusing(self, interval: int, branch: int) -> "Rig":
+        """The same weights, deep features reused in the guided job; rewrites come after."""
+        euler = replace(self.profile.samplers.euler, reuse_interval=interval)
+        samplers = replace(self.profile.samplers, euler=euler)
+        return replace(
+            self, unet=layered(self.unet, branch), profile=replace(self.profile, samplers=samplers)
+        )
+
+
+def layered(unet: Any, branch: int) -> Any:
+    """The same UNet, its weights shared, as one that can leave out what lies below a skip connection."""
+    with torch.device("meta"):
+        other: Any = ReusingUNet.from_config(unet.config)
+    other.load_state_dict(unet.state_dict(), assign=True)
+    other.cut_at(branch)
+    return other.eval().requires_grad_(False)
 
 
 def full_networks() -> tuple[Any, Any, Any]:
@@ -197,6 +215,7 @@ def _unsettle(network: nn.Module) -> None:
 
 def stock(rig: Rig, job: Job) -> tuple[Seconds, Frames]:
     """diffusers' pipeline with its Euler scheduler; frames end as a NumPy array."""
+    torch.backends.cudnn.deterministic = False
     numbers = rig.profile.samplers.euler
     with quiet.no_advice():
         scheduler = models.EulerDiscreteScheduler(
@@ -237,18 +256,19 @@ def stock(rig: Rig, job: Job) -> tuple[Seconds, Frames]:
     return dict(zip(STAGES, seconds, strict=True)), (frames * 255).round().astype(np.uint8)
 
 
-def ours(rig: Rig, job: Job) -> tuple[Seconds, Frames]:
+def ours(rig: Rig, job: Job, picture: Image.Image | None = None, seed: int = 1) -> tuple[Seconds, Frames]:
     """Our loop; encoding in float32, frames end as bytes."""
+    torch.backends.cudnn.deterministic = True  # as the engine does
     codec = Codec(rig.vae.float(), rig.profile.codec, rig.dtype)
     numbers = rig.profile.samplers
     if not job.guided:
         euler = replace(numbers.euler, guidance_min=1.0, guidance_max=1.0)
         numbers = replace(numbers, euler=euler)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
         begun = rig.now()
         condition = condition_on(
-            cover(rig.picture(), rig.size).to(rig.device),
+            cover(picture or rig.picture(), rig.size).to(rig.device),
             clip=rig.clip,
             codec=codec,
             frames=rig.frames,
@@ -272,9 +292,11 @@ def ours(rig: Rig, job: Job) -> tuple[Seconds, Frames]:
     return dict(zip(STAGES, seconds, strict=True)), frames.permute(0, 2, 3, 1).numpy()
 
 
-def medians(run: Callable[[], tuple[Seconds, Frames]], rounds: int) -> tuple[Seconds, Frames]:
-    """Median seconds by stage over `rounds` runs after one warm-up, and the last run's frames."""
-    run()
+def medians(
+    run: Callable[[], tuple[Seconds, Frames]], rounds: int, warm: Callable[[], object] | None = None
+) -> tuple[Seconds, Frames]:
+    """Median seconds by stage over `rounds` runs after a warm-up, and the last run's frames."""
+    (warm or run)()
     found = [run() for _ in range(rounds)]
     return {stage: statistics.median(one[stage] for one, _ in found) for stage in STAGES}, found[-1][1]
 

@@ -3,7 +3,8 @@
     PYTHONPATH=src:. python -m bench.work [--tflops 790]
 
 Runs diffusers' classes on the meta device, so it needs no weights, no GPU and little memory. Multiply-adds of
-convolutions, matrix products and attention count as two; norms, activations and copies count nothing.
+convolutions, matrix products and attention count as two; norms, activations and copies count nothing. The
+second table counts high-quality films that reuse deep features.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.rigs import full_networks
+from bench.rigs import full_networks, layered
 from stillmotion.engine.pictures import BUCKETS
 from stillmotion.engine.rewrites import rewrite_unet
 from stillmotion.profiles import Size
@@ -22,6 +23,8 @@ from stillmotion.profiles import Size
 FRAMES, CELL = 25, 8
 #: What the svd profile works at (on its side costs the same), then what else callers ask for.
 SIZES: tuple[Size, ...] = (*BUCKETS[:3], (512, 512), (1024, 768), (1024, 1024))
+#: Skip connections whose reuse is counted: the outermost, and the last of the first level.
+BRANCHES = (0, 2)
 #: Eight tenths of the 989 that NVIDIA gives for dense bfloat16 on an H200; well-shaped products reach it.
 TFLOPS = 790.0
 
@@ -66,6 +69,29 @@ def _meta(*shape: int) -> torch.Tensor:
     return torch.empty(shape, device="meta", dtype=torch.bfloat16)
 
 
+def reuse_row(branch: int, tflops: float) -> str:
+    """Count an HQ film of the first size when every second or third step computes the whole UNet."""
+    unet, _, vae, clip = networks()
+    reusing, size, steps = layered(unet, branch), SIZES[0], 25
+    rewrite_unet(reusing)
+    latents = _meta(1, FRAMES, 8, size[1] // CELL, size[0] // CELL)
+    told = {"encoder_hidden_states": _meta(1, 1, 1024), "added_time_ids": _meta(1, 3)}
+    deep: list[torch.Tensor] = []
+
+    def call(**given: torch.Tensor) -> None:
+        deep.append(reusing(latents, torch.tensor(1.0, device="meta"), **told, **given).deep)
+
+    whole = tflop(call)
+    part = tflop(lambda: call(deep=deep[0]))
+    once = encoding(vae, clip, size) + decoding(vae, size)
+    cells = [f"{part:.2f}"]
+    for interval in (2, 3):
+        calls = len(range(0, steps, interval))
+        work = 2 * (calls * whole + (steps - calls) * part) + once
+        cells.append(f"{work:.0f}, {work / tflops:.2f} s")
+    return f"| {branch} | {' | '.join(cells)} |"
+
+
 def row(size: Size, tflops: float) -> str:
     unet, rewritten, vae, clip = networks()
     plain, ours, decode = unet_call(unet, size), unet_call(rewritten, size), decoding(vae, size)
@@ -89,6 +115,10 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for size in SIZES:
         print(row(size, told.tflops), flush=True)
+    print("\nDeep features reused at the first size, rewritten UNet:\n")
+    print("| branch | call between | HQ, interval 2 | HQ, interval 3 |\n|---|---|---|---|")
+    for branch in BRANCHES:
+        print(reuse_row(branch, told.tflops), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from stillmotion.durable import write_whole
 from stillmotion.errors import WeightsMissing
 
 LOCK_NAME = "models.lock"
+#: What a weights folder is made of, nothing of which can run code when loaded: tensors, settings, words.
+DATA_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 VERSION = 1
 
 

@@ -6,19 +6,22 @@ Unknown keys, missing keys, wrong types and numbers that cannot work are refused
 """
 
 import dataclasses
-import tomllib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal
 
 from stillmotion.errors import UserError, WeightsMissing
+from stillmotion.lockfile import LockedFile, read_lock
+from stillmotion.toml_tables import laid_over, parse, read, wrong
 
 PACKAGE = Path(__file__).parent
 #: Folder of a data directory in which its owner changes profiles.
 OWN = "profiles"
 PRESETS = PACKAGE / "presets"
+#: What a diffusers pipeline's folder says it is made of.
+INDEX = "model_index.json"
 #: Instead of a memory preset's name: the first that fits.
 AUTO = "auto"
 #: What callers may ask for; the sampler's grid must have as many levels.
@@ -37,8 +40,7 @@ Part = Literal[
     "vae_decoder",
 ]
 Size = tuple[int, int]
-Table = Mapping[str, Any]
-T = TypeVar("T")
+Scalar = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,8 @@ class Dtypes:
     cuda: Dtype
     #: bfloat16 instead of `cpu` where the CPU has instructions for it; elsewhere it is emulated and slow.
     cpu_bf16: bool = False
+    #: float8_e4m3fn in the video UNets' large linear layers, on CUDA devices that multiply it.
+    cuda_float8: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +92,10 @@ class EulerSampler:
     sigma_max: float
     guidance_min: float
     guidance_max: float
+    #: Steps from one whole UNet call to the next; those between reuse its deep features (1 = none do).
+    reuse_interval: int = 1
+    #: Skip connection under which features are reused, 0 = the outermost.
+    reuse_branch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +113,19 @@ class FirstFrame:
     guidance_scale: float
     #: `latent`: it answers in the film's own latents; `image`: in pixels, through its own autoencoder.
     output: Literal["latent", "image"]
+    #: Hub repository the folder is filled from; "" = from those in `sources`, or by hand.
+    repository: str = ""
+    licence: str = ""
+    #: Middle of its weight files' names, for parts that have such files; "" = the profile's.
+    variant: str = ""
     #: A bare safetensors file in the folder that replaces the pipeline's UNet weights; "" = none.
     unet: str = ""
     #: Sizes it may draw at, the nearest aspect is taken; empty = the film's native size.
     sizes: tuple[Size, ...] = ()
     #: Keys laid over the folder's scheduler config.
-    scheduler: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
+    scheduler: Mapping[str, Scalar] = dataclasses.field(default_factory=dict[str, Scalar])
+    #: What else the pipeline's call is given, by its own names.
+    arguments: Mapping[str, Scalar] = dataclasses.field(default_factory=dict[str, Scalar])
     #: JSON of the words these weights know, relative to the weights folder; "" = they know any.
     vocabulary: str = ""
 
@@ -146,7 +161,8 @@ class Source:
 
     repository: str
     licence: str
-    files: tuple[str, ...]
+    #: Empty = all that its model_index.json names.
+    files: tuple[str, ...] = ()
     folder: str = ""
     #: Those of the files whose float32 tensors are kept as float16.
     cast: tuple[str, ...] = ()
@@ -154,6 +170,14 @@ class Source:
     def place(self, name: str) -> str:
         """Where one of its files belongs in the weights folder."""
         return f"{self.folder}/{name}" if self.folder else name
+
+    def known_files(self, lock: Mapping[str, LockedFile]) -> tuple[str, ...]:
+        """Name its files; of a whole pipeline, those the lock knows."""
+        if self.files:
+            return self.files
+        here = self.place("")
+        locked = [path for path, file in lock.items() if file.repository == self.repository]
+        return tuple(dict.fromkeys((INDEX, *(p[len(here) :] for p in locked if p.startswith(here)))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,15 +246,21 @@ class Profile:
     def weights_dir(self, data_dir: Path) -> Path:
         return PACKAGE / "weights" / self.name if self.bundled else data_dir / "weights" / self.name
 
+    def variant_in(self, folder: str) -> str:
+        """Middle of the weight files' names in one folder of the weights."""
+        first = self.first_frame
+        return (folder == first.folder and first.variant) or self.variant
+
     def missing_parts(self, data_dir: Path) -> list[str]:
         """Name what is absent from the weights folder; empty when all is there."""
         folder = self.weights_dir(data_dir)
         wanted = [getattr(self.parts, field.name) for field in dataclasses.fields(self.parts)]
-        wanted.append(f"{self.first_frame.folder}/model_index.json")
+        wanted.append(f"{self.first_frame.folder}/{INDEX}")
         if self.first_frame.unet:
             wanted.append(f"{self.first_frame.folder}/{self.first_frame.unet}")
         needed = [part if Path(part).suffix else f"{part}/config.json" for part in wanted]
-        needed += [source.place(name) for source in self.sources for name in source.files]
+        lock = read_lock(folder)
+        needed += [source.place(name) for source in self.sources for name in source.known_files(lock)]
         return [part for part in dict.fromkeys(needed) if not (folder / part).is_file()]
 
 
@@ -261,34 +291,21 @@ def load_profile(name: str, data_dir: Path | None = None) -> Profile:
 
 def parse_profile(text: str, source: Path) -> Profile:
     """Read a profile from TOML; `source` is what errors call it."""
-    return _checked(_read(Profile, _parse(text, source), source, ""), source)
+    return _checked(read(Profile, parse(text, source), source, ""), source)
 
 
 def change_profile(preset: str, changes: str, source: Path) -> Profile:
     """Read a profile from TOML with the tables of `changes` laid over it; `source` is where these stand."""
-    table = _parse(changes, source)
+    table = parse(changes, source)
     if "name" in table:
         raise UserError(
             f"{source}: name cannot be changed; the file's own name says which profile it is for."
         )
-    return _checked(_read(Profile, _laid_over(_parse(preset, source), table), source, ""), source)
-
-
-def _parse(text: str, source: Path) -> Table:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{source}: not valid TOML: {error}.") from error
-
-
-def _laid_over(table: Table, changes: Table) -> Table:
-    """Replace a table's values by those of another, tables inside them likewise."""
-    both = {
-        name: _laid_over(table[name], cast(Table, value))
-        for name, value in changes.items()
-        if isinstance(value, dict) and isinstance(table.get(name), dict)
-    }
-    return {**table, **changes, **both}
+    base, first = parse(preset, source), table.get("first_frame")
+    if isinstance(first, dict) and "repository" in first:
+        # Another pipeline: none of the numbers of the preset's hold for it.
+        base = {key: value for key, value in base.items() if key != "first_frame"}
+    return _checked(read(Profile, laid_over(base, table), source, ""), source)
 
 
 def _checked(profile: Profile, source: Path) -> Profile:
@@ -298,41 +315,65 @@ def _checked(profile: Profile, source: Path) -> Profile:
             f"{source}: dtype.cpu is 'float16', which CPUs run about 50 times slower than bfloat16; "
             "use 'float32' or 'bfloat16'."
         )
+    if profile.dtype.cuda_float8 and profile.dtype.cuda != "bfloat16":
+        raise wrong(source, "dtype.cuda", profile.dtype.cuda, "'bfloat16' for dtype.cuda_float8")
+    if profile.samplers.euler.reuse_branch < 0:
+        raise wrong(source, "samplers.euler.reuse_branch", profile.samplers.euler.reuse_branch, "at least 0")
     counts = {
         "frames": profile.frames,
         "decode_chunk_size": profile.decode_chunk_size,
         "threads": profile.threads,
         "first_frame.steps": profile.first_frame.steps,
         "samplers.euler.steps": profile.samplers.euler.steps,
+        "samplers.euler.reuse_interval": profile.samplers.euler.reuse_interval,
     }
     for key, count in counts.items():
         if count < 1:
-            raise _wrong(source, key, count, "at least 1")
+            raise wrong(source, key, count, "at least 1")
     if profile.samplers.lcm.grid < MOST_LCM_STEPS:
-        raise _wrong(source, "samplers.lcm.grid", profile.samplers.lcm.grid, f"at least {MOST_LCM_STEPS}")
+        raise wrong(source, "samplers.lcm.grid", profile.samplers.lcm.grid, f"at least {MOST_LCM_STEPS}")
     for name, sampler in (("lcm", profile.samplers.lcm), ("euler", profile.samplers.euler)):
         low, high = sampler.sigma_min, sampler.sigma_max
         if not 0 < low < high:
-            raise _wrong(source, f"samplers.{name}.sigma_min", low, f"above 0 and below sigma_max, {high:g}")
+            raise wrong(source, f"samplers.{name}.sigma_min", low, f"above 0 and below sigma_max, {high:g}")
     cell = profile.codec.cell
     for size in profile.native_sizes:
         if min(size) < cell or any(side % cell for side in size):
-            raise _wrong(source, "native_sizes", list(size), f"two positive multiples of codec.cell, {cell}")
+            raise wrong(source, "native_sizes", list(size), f"two positive multiples of codec.cell, {cell}")
+    for size in profile.first_frame.sizes:
+        if min(size) < 8 or any(side % 8 for side in size):
+            raise wrong(source, "first_frame.sizes", list(size), "two positive multiples of 8")
     _check_memory(profile, source)
-    return profile
+    return replace(profile, sources=_used_sources(profile, source))
+
+
+def _used_sources(profile: Profile, source: Path) -> tuple[Source, ...]:
+    """Leave out sources of folders in which no part lies; add the one of the first frame's repository."""
+    first = profile.first_frame
+    places = [first.folder, *(getattr(profile.parts, field.name) for field in dataclasses.fields(Parts))]
+    used = [
+        each for each in profile.sources if any(f"{place}/".startswith(each.place("")) for place in places)
+    ]
+    if not first.repository:
+        return tuple(used)
+    if not first.folder or any(each.folder == first.folder for each in used):
+        wanted = "a folder that nothing else comes into"
+        raise wrong(source, "first_frame.folder", first.folder, wanted)
+    licence = first.licence or f"see the page of {first.repository}"
+    return (*used, Source(repository=first.repository, licence=licence, folder=first.folder))
 
 
 def _check_memory(profile: Profile, source: Path) -> None:
     names = [preset.name for preset in profile.memory]
     if len(set(names)) < len(names) or AUTO in names:
-        raise _wrong(source, "memory.name", ", ".join(names), f"another in each preset, and never {AUTO}")
+        raise wrong(source, "memory.name", ", ".join(names), f"another in each preset, and never {AUTO}")
     for preset in profile.memory:
         if preset.decode_chunk_size < 0:
-            raise _wrong(source, "memory.decode_chunk_size", preset.decode_chunk_size, "at least 0")
+            raise wrong(source, "memory.decode_chunk_size", preset.decode_chunk_size, "at least 0")
         frames = preset.feed_forward_frames
         if frames < 0 or (frames and profile.frames % frames):
             wanted = f"0 or a divisor of frames, {profile.frames}"
-            raise _wrong(source, "memory.feed_forward_frames", frames, wanted)
+            raise wrong(source, "memory.feed_forward_frames", frames, wanted)
 
 
 def choose_profile(asked: str, cuda: bool, data_dir: Path) -> tuple[Profile, str]:
@@ -376,59 +417,6 @@ def _require_weights(profile: Profile, data_dir: Path) -> None:
         raise WeightsMissing(
             f"Profile {profile.name} lacks {', '.join(missing)} in {profile.weights_dir(data_dir)}; {cure}."
         )
-
-
-def _read(kind: type[T], value: Any, source: Path, key: str) -> T:
-    """Turn a TOML value into `kind`: a data class, tuple, mapping, literal or plain type."""
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        if value not in typing.get_args(kind):
-            raise _wrong(source, key, value, f"one of {', '.join(map(repr, typing.get_args(kind)))}")
-        return value
-    if origin is tuple:
-        return cast(T, _read_list(typing.get_args(kind), value, source, key))
-    if origin is not None and issubclass(origin, Mapping):
-        return cast(T, {name: _read(str, word, source, f"{key}.{name}") for name, word in value.items()})
-    if dataclasses.is_dataclass(kind):
-        return cast(T, _read_table(kind, value, source, key))
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, cast(type, accepted)) or (isinstance(value, bool) and kind is not bool):
-        raise _wrong(source, key, value, f"of type {kind.__name__}")
-    return cast(T, float(value) if kind is float else value)
-
-
-def _read_list(kinds: tuple[Any, ...], value: Any, source: Path, key: str) -> tuple[Any, ...]:
-    if not isinstance(value, list):
-        raise _wrong(source, key, value, "a list")
-    items = cast(list[Any], value)
-    if kinds[-1:] == (...,):
-        return tuple(_read(kinds[0], item, source, key) for item in items)
-    if len(items) != len(kinds):
-        raise _wrong(source, key, items, f"a list of {len(kinds)}")
-    return tuple(_read(kind, item, source, key) for kind, item in zip(kinds, items, strict=True))
-
-
-def _read_table(kind: Any, value: Any, source: Path, key: str) -> Any:
-    if not isinstance(value, dict):
-        raise _wrong(source, key, value, "a table")
-    table = cast(dict[str, Any], value)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    dotted = {name: f"{key}.{name}" if key else name for name in (*fields, *table)}
-    for name in table:
-        if name not in fields:
-            raise UserError(f"{source}: unknown key {dotted[name]}; known here are {', '.join(fields)}.")
-    hints = typing.get_type_hints(kind)
-    for name, field in fields.items():
-        optional = (
-            field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        )
-        if name not in table and not optional:
-            raise UserError(f"{source}: key {dotted[name]} is missing.")
-    return kind(**{name: _read(hints[name], item, source, dotted[name]) for name, item in table.items()})
-
-
-def _wrong(source: Path, key: str, value: object, wanted: str) -> UserError:
-    return UserError(f"{source}: {key} is {value!r}, it must be {wanted}.")
 
 
 def nearest_size(width: int, height: int, sizes: Sequence[Size]) -> Size:

@@ -4,6 +4,9 @@ from typing import Protocol
 
 from stillmotion.types import Level
 
+#: The stage whose last step leaves the device only the decoding to do.
+DENOISE = "denoise"
+
 
 class Report(Protocol):
     """The engine's only line to the outside; each call also proves that the engine has not hung."""

@@ -5,7 +5,7 @@ Nothing here knows HTTP, SQL or torch.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -340,3 +340,7 @@ class Film:
     timings: Mapping[str, float]
     #: When it was made under another fingerprint than its runner's.
     fingerprint: str | None = None
+
+
+#: What is left of a film that needs its device no more: wait until the file is whole.
+FinishFilm = Callable[[], Film]

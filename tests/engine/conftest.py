@@ -1,7 +1,7 @@
 """Engines on tiny random weights, made once a session."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     from tests.engine import tiny
 
 from stillmotion.profiles import parse_profile
+from tests.hub import LocalHub, running_hub
 
 
 @dataclass
@@ -61,6 +62,15 @@ def kl_engine(kl_folder: Path) -> Engine:
 @pytest.fixture(scope="session")
 def cells_engine(cells_folder: Path) -> Engine:
     return Engine(parse_profile(tiny.CELLS_PROFILE, Path("tiny-cells.toml")), cells_folder, "cpu")
+
+
+@pytest.fixture
+def hub(repositories: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A running hub of what the test's module has written as `repositories`."""
+    # The engine, imported above, takes its own process off the network; pull runs in another.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with running_hub(repositories) as running:
+        yield running
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import cpu, fidelity, gpu, rigs, work
+from bench import cpu, fidelity, gpu, levers, rigs, work
 from bench.memory import FullSize
+from bench.rows import Row, Rows
 from stillmotion.engine.compiling import Compilation, graphs
 from stillmotion.profiles import load_profile
 
@@ -20,23 +21,27 @@ def test_gpu_bench_measures_stock_and_each_change_on_tiny_networks(
     monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--rounds", "1"])
     gpu.main()
     found = rows(capsys)
-    assert len(found) == 2 * (1 + len(gpu.CHANGES))
+    kept = [lever for lever in gpu.LEVERS if not lever.reuse]
+    assert len(found) == 2 * (1 + len(gpu.CHANGES)) + len(kept) + len(gpu.LEVERS)
     assert all(float(cell) > 0 for row in found for cell in row[1:5])
-    # Films of the guided job differ from stock's by rounding alone.
-    assert all(float(row[-1]) > 50 for row in found[-len(gpu.CHANGES) :])
+    guided = found[-len(gpu.CHANGES + gpu.LEVERS) :]
+    # Films of the guided job differ from stock's by rounding alone; with a lever, by more.
+    assert all(float(row[-1]) > 50 for row in guided[: len(gpu.CHANGES)])
+    assert all(30 < float(row[-1]) < 65 for row in guided[len(gpu.CHANGES) :])
 
 
+@pytest.mark.parametrize(("base", "made", "db"), [(gpu.DEFAULT, 2, 50), (gpu.LEVERS[-1], 3, 30)])
 def test_gpu_bench_measures_compiled_networks_by_the_engine_s_own_means(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: gpu.Change, made: int, db: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rig = rigs.build("tiny", torch.device("cpu"), torch.float32, chunk=2)
-    change = gpu.compiled(rig, Compilation("default", tmp_path, "eager"))
+    change = gpu.compiled(rig, Compilation("default", tmp_path, "eager"), base)
     before = graphs()
-    gpu.measure(rig, gpu.TINY_JOBS[1], 1, [change], full=False)
+    assert gpu.Bench(rig, gpu.TINY_JOBS[1], 1, Rows("here", None), "here", full=False).run([change])
     [_, found] = rows(capsys)
-    assert found[0].endswith(": default, compiled: default ")
-    assert float(found[-1]) > 50
-    assert graphs() == before + 2
+    assert found[0].endswith(f": {base.name}, compiled: default ")
+    assert float(found[-1]) > db
+    assert graphs() == before + made
 
 
 def test_full_size_networks_have_the_published_numbers_of_parameters() -> None:
@@ -62,9 +67,11 @@ def test_work_is_told_for_each_size(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["work"])
     monkeypatch.setattr(work, "SIZES", work.SIZES[:1])
+    monkeypatch.setattr(work, "BRANCHES", work.BRANCHES[:1])
     work.main()
-    told = capsys.readouterr().out.splitlines()[-1]
-    assert told.startswith("| 1024×576 | 79.95 | 173.6 | 496, 0.63 s | 4174, 5.28 s |")
+    told = capsys.readouterr().out
+    assert "\n| 1024×576 | 79.95 | 173.6 | 496, 0.63 s | 4174, 5.28 s |" in told
+    assert "\n| 0 | 6.57 | 2337, 2.96 s | 1774, 2.24 s |" in told
 
 
 def test_cpu_bench_compares_films_and_seconds(
@@ -91,6 +98,25 @@ def test_fidelity_is_told_for_each_job_and_number_format(
     assert all(float(row[4]) > 20 for row in found)
 
 
+def test_levers_are_told_beside_what_they_change(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--kind", "tiny", "--films", "2", "--steps", "5", "--rows", "interval 2", "float8", "seeds"]
+    monkeypatch.setattr(sys, "argv", ["levers", *asked])
+    levers.main()
+    found = {
+        row[0].strip(): [cell.strip() for cell in row[1:]]
+        for row in (line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[4:])
+    }
+    assert [name for name, cells in found.items() if cells[1] == "–"] == [
+        "as served",
+        "rewritten as on a GPU",
+    ]
+    assert len(found) == 6
+    by_chance = float(found["other seeds"][1])
+    assert by_chance < float(found["reuse, interval 2, branch 0"][1]) < float(found["the same, float8"][1])
+
+
 def test_each_memory_preset_of_svd_asks_for_what_is_counted_and_no_more() -> None:
     full = FullSize()
     presets = load_profile("svd").memory_presets
@@ -106,3 +132,46 @@ def test_gpu_bench_says_in_one_line_that_there_is_no_gpu(
     monkeypatch.setattr(sys, "argv", ["gpu"])
     gpu.main()
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_gpu_bench_that_is_cut_off_goes_on_with_the_next_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(gpu, "TINY_JOBS", gpu.TINY_JOBS[1:])
+    monkeypatch.setattr(gpu, "CHANGES", gpu.CHANGES[:2])
+    monkeypatch.setattr(gpu, "LEVERS", gpu.LEVERS[-2:])
+    called = ["gpu", "--tiny", "--rounds", "1", "--results", str(results)]
+    monkeypatch.setattr(sys, "argv", [*called, "--minutes", "1e-9"])
+    gpu.main()
+    assert "the same command goes on" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", called)
+    gpu.main()
+    whole = rows(capsys)
+    assert len(whole) == 5
+    # Killed while it wrote its last row but one.
+    lines = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(lines[:3]) + lines[3][:20])
+    gpu.main()
+    again = rows(capsys)
+    assert again[:3] == whole[:3]
+    assert [row[0] for row in again] == [row[0] for row in whole]
+    assert len(results.read_text().splitlines()) == 5
+
+
+def test_a_row_that_cannot_be_measured_says_why_and_the_others_are(tmp_path: Path) -> None:
+    kept = Rows("here", tmp_path / "rows.jsonl")
+
+    def fail() -> Row:
+        raise RuntimeError("no kernel for this")
+
+    failed = kept.take("turbo", "lever", fail)
+    assert failed is not None
+    assert gpu.line(failed) == "| turbo: lever | failed: RuntimeError: no kernel for this ||||||"
+
+    def lose() -> Row:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(torch.AcceleratorError):
+        kept.take("turbo", "another", lose)
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1

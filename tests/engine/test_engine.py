@@ -1,5 +1,6 @@
 import errno
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,27 @@ def test_equal_input_and_seed_give_equal_bytes(
         made.append(Path(assign().output).read_bytes())
     assert made[0] == made[2]
     assert made[0] != made[1]
+
+
+@pytest.mark.parametrize("name", ["kl_engine", "cells_engine"])
+def test_a_film_finished_beside_the_next_has_the_same_bytes(
+    name: str, request: pytest.FixtureRequest, assign: Assign, tmp_path: Path
+) -> None:
+    engine: Engine = request.getfixturevalue(name)
+    alone: list[bytes] = []
+    for seed in (7, 8):
+        engine.make(assign(seed=seed), Notebook())
+        alone.append(Path(assign().output).read_bytes())
+    paths = [tmp_path / f"beside-{seed}.mp4" for seed in (7, 8)]
+    finishing = [
+        engine.render(assign(seed=seed, output=str(path)), Notebook())
+        for seed, path in zip((7, 8), paths, strict=True)
+    ]
+    assert not any(path.exists() for path in paths)
+    with ThreadPoolExecutor(1) as elsewhere:
+        films = [elsewhere.submit(finish).result() for finish in finishing]
+    assert [path.read_bytes() for path in paths] == alone
+    assert all(film.timings["close"] > 0 for film in films)
 
 
 @pytest.mark.parametrize("size", [(96, 64), (100, 80), (130, 70)])
@@ -194,6 +216,27 @@ def test_torch_and_encoder_work_with_the_threads_of_the_profile(cells_folder: Pa
     wanted = assign(width=512, height=512)
     engine.make(wanted, Notebook())
     assert b" threads=1 " in Path(wanted.output).read_bytes()
+
+
+def test_a_thread_is_left_to_the_encoder_while_frames_are_decoded(
+    cells_folder: Path, assign: Assign, tmp_path: Path
+) -> None:
+    profile = tiny.CELLS_PROFILE.replace("threads = 1", "threads = 3")
+    engine = Engine(parse_profile(profile, Path("x.toml")), cells_folder, "cpu")
+    seen: dict[str, set[int]] = {"unet": set(), "decoder": set()}
+    networks = {"unet": engine.weights.unets[Sampler.LCM], "decoder": engine.weights.codec.vae.decoder}
+    for name, network in networks.items():
+
+        def note(*_: Any, name: str = name) -> None:
+            seen[name].add(torch.get_num_threads())
+
+        network.register_forward_hook(note)
+    try:
+        engine.make(assign(prompt=None, picture=picture(tmp_path, 96, 64)), Notebook())
+        assert seen == {"unet": {3}, "decoder": {2}}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_fingerprint_changes_with_weights_and_profile(

@@ -1,5 +1,6 @@
 """Small cards on a real GPU; never run by us so far."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,9 @@ from torch import nn
 from stillmotion.engine import Engine
 from stillmotion.engine.memory import Movable
 from stillmotion.types import Assignment
+from tests.engine import tiny_pictures
 from tests.engine.test_memory import decoder, hooked, made, profile
+from tests.engine.test_picture_pipelines import profile as pictures
 
 Assign = Callable[..., Assignment]
 
@@ -35,6 +38,18 @@ def test_films_of_presets_with_equal_chunks_have_equal_bytes(
             where = {tensor.device.type for module in part.modules for tensor in module.parameters()}
             assert where == {"cuda" if part.here else "cpu"}
     assert len(films) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", tiny_pictures.PIPELINES)
+def test_first_frames_are_drawn_while_the_parts_of_their_pipelines_come_and_go(
+    cuda: torch.device, kl_folder: Path, tmp_path: Path, assign: Assign, name: str
+) -> None:
+    shutil.copytree(kl_folder, tmp_path / "weights")
+    tiny_pictures.write(name, tmp_path / "weights" / name)
+    engine = Engine(pictures(name), tmp_path / "weights", str(cuda))
+    assert len({made(engine, assign())[1] for _ in range(2)}) == 1
+    assert not any(part.here for part in engine.memory.parts.values())
 
 
 @pytest.mark.gpu

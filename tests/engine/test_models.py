@@ -1,7 +1,7 @@
 """Weights on their way here: pulled from a hub, imported from a folder, verified, and refused when wrong."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from stillmotion.profiles import Profile, load_profile, parse_profile
 from stillmotion.types import Assignment
 from tests.engine import tiny
 from tests.engine.conftest import Notebook
-from tests.hub import COMMIT, LocalHub, running_hub
+from tests.hub import COMMIT, LocalHub
 
 Said = list[str]
 VIDEO, TURBO, PICTURE, LIGHTNING = (
@@ -63,14 +63,6 @@ def profile(repositories: Path) -> Profile:
     text = tiny.KL_PROFILE + source(VIDEO) + source(TURBO, cast='["turbo.safetensors"]')
     text += source(PICTURE, folder='"text_to_image"') + source(LIGHTNING, folder='"text_to_image"')
     return parse_profile(text, Path("tiny-hub.toml"))
-
-
-@pytest.fixture
-def hub(repositories: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    # The engine, imported above, takes its own process off the network; pull runs in another.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with running_hub(repositories) as running:
-        yield running
 
 
 def pull_all(profile: Profile, folder: Path, hub: LocalHub, token: str | None = None) -> None:

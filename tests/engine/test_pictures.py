@@ -1,15 +1,17 @@
 """Sizes films are worked at, and that no cut on the way to the asked size squashes what is seen."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from stillmotion.engine.pictures import BUCKETS, cover, cover_bytes, film_size, native_size, to_bytes
+from stillmotion.engine.pictures import BUCKETS, cover, cut_bytes, film_size, native_size, to_bytes
 from stillmotion.profiles import Size, load_profile, nearest_size
 from stillmotion.types import VIDEO_SIZES
+from stillmotion.video import VideoWriter, read_frames
 
 GRID = 64
 TRAINED = (1024, 576)
@@ -65,11 +67,16 @@ def test_a_profile_without_sizes_works_at_the_asked_one_on_the_grid() -> None:
 @pytest.mark.parametrize("profile", ["svd", "pocket"])
 @pytest.mark.parametrize("given", [(1024, 576), (640, 853), (1500, 400)])
 @pytest.mark.parametrize("size", ASKED)
-def test_a_disc_stays_a_disc_in_the_middle_of_the_film(profile: str, given: Size, size: Size) -> None:
+def test_a_disc_stays_a_disc_in_the_middle_of_the_film(
+    tmp_path: Path, profile: str, given: Size, size: Size
+) -> None:
     native = native_size(size, load_profile(profile).native_sizes, GRID)
     frames = to_bytes(cover(scene(given), native))
     assert frames.shape == (1, 3, native[1], native[0])
-    made = cover_bytes(frames, size)
+    path = tmp_path / "film.mp4"
+    with VideoWriter(path, *size, 10) as writer:
+        writer.write(cut_bytes(frames, size))
+    made = read_frames(path)
     assert made.shape == (1, size[1], size[0], 3)
     ink = made[0, ..., 0].astype(np.float64) / 255
     across, down = ink.sum(1).max(), ink.sum(0).max()
@@ -81,7 +88,7 @@ def test_a_disc_stays_a_disc_in_the_middle_of_the_film(profile: str, given: Size
 
 def test_frames_of_the_film_size_are_handed_out_as_they_are() -> None:
     frames = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8)
-    assert (cover_bytes(frames, (128, 96)) == frames.permute(0, 2, 3, 1).numpy()).all()
+    assert (cut_bytes(frames, (128, 96)) == frames.permute(0, 2, 3, 1).numpy()).all()
 
 
 @pytest.mark.parametrize("name", VIDEO_SIZES)

@@ -39,6 +39,8 @@ def test_both_profiles_load() -> None:
         ("frames = 25", "frames = = 25", r"here.toml: not valid TOML"),
         ("frames = 25", "frames = 0", r"frames is 0, it must be at least 1"),
         ("steps = 25", "steps = 0", r"samplers.euler.steps is 0, it must be at least 1"),
+        ("steps = 25", "steps = 25\nreuse_interval = 0", r"reuse_interval is 0, it must be at least 1"),
+        ("steps = 25", "steps = 25\nreuse_branch = -1", r"reuse_branch is -1, it must be at least 0"),
         ("grid = 40", "grid = 19", r"samplers.lcm.grid is 19, it must be at least 20"),
         ("sigma_min = 4", "sigma_min = 0", r"samplers.lcm.sigma_min is 0.0, it must be above 0 and below"),
         ("sigma_max = 700", "sigma_max = 3", r"sigma_min is 4.0, it must be above 0 and below sigma_max, 3"),
@@ -107,19 +109,69 @@ def test_an_owners_lists_replace_those_of_the_preset(tmp_path: Path) -> None:
     assert svd.first_frame.scheduler == {"timestep_spacing": "trailing", "use_karras_sigmas": "no"}
 
 
-def example(page: str) -> str:
+def examples(page: str) -> list[str]:
     """The TOML of a page of the docs."""
-    return (Path(__file__).parents[2] / "docs" / page).read_text().split("```toml\n")[1].split("```")[0]
+    parts = (Path(__file__).parents[2] / "docs" / page).read_text().split("```toml\n")[1:]
+    return [part.split("```")[0] for part in parts]
 
 
 def test_the_examples_in_the_docs_work(tmp_path: Path) -> None:
-    own(tmp_path, "svd", example("engine.md"))
+    own(tmp_path, "svd", examples("engine.md")[0])
     euler = load_profile("svd", tmp_path).samplers.euler
     assert (euler.steps, euler.guidance_min, euler.guidance_max) == (30, 1.0, 3.0)
-    own(tmp_path, "svd", example("weights.md"))
+    other, flux, sprint = examples("weights.md")
+    own(tmp_path, "svd", other)
     svd = load_profile("svd", tmp_path)
     assert svd.parts.turbo_unet == "my-distilled-unet.safetensors"
     assert (svd.first_frame.folder, svd.first_frame.steps) == ("my-pipeline", 8)
+    own(tmp_path, "svd", flux)
+    svd = load_profile("svd", tmp_path)
+    assert svd.first_frame.arguments == {"max_sequence_length": 256}
+    assert [preset.name for preset in svd.memory] == ["whole", "film", "stages"]
+    assert svd.sources[-1].repository == "black-forest-labs/FLUX.1-schnell"
+    own(tmp_path, "svd", sprint)
+    assert load_profile("svd", tmp_path).first_frame.guidance_scale == 4.5
+
+
+PICTURES = """
+[first_frame]
+repository = "makers/pictures"
+folder = "pictures"
+steps = 8
+guidance_scale = 0
+output = "image"
+"""
+
+
+def test_a_first_frame_with_a_repository_stands_alone_and_is_all_that_is_fetched_for_it(
+    tmp_path: Path,
+) -> None:
+    before = load_profile("svd")
+    own(tmp_path, "svd", PICTURES)
+    svd = load_profile("svd", tmp_path)
+    assert (svd.first_frame.unet, svd.first_frame.scheduler, svd.first_frame.sizes) == ("", {}, ())
+    assert [source.folder for source in before.sources] == ["", "", "text_to_image", "text_to_image"]
+    assert [source.folder for source in svd.sources] == ["", "", "pictures"]
+    assert (svd.sources[-1].files, svd.sources[-1].licence) == ((), "see the page of makers/pictures")
+    assert svd.sources[:2] == before.sources[:2]
+    assert not any(part.startswith("text_to_image") for part in svd.missing_parts(tmp_path))
+    assert "pictures/model_index.json" in svd.missing_parts(tmp_path)
+
+
+def test_a_folder_filled_by_hand_takes_the_place_of_the_sources_of_the_presets(tmp_path: Path) -> None:
+    own(tmp_path, "svd", 'first_frame = { folder = "mine", unet = "" }')
+    svd = load_profile("svd", tmp_path)
+    assert [source.folder for source in svd.sources] == ["", ""]
+    assert svd.first_frame.steps == load_profile("svd").first_frame.steps
+    assert "mine/model_index.json" in svd.missing_parts(tmp_path)
+
+
+def test_a_variant_of_the_first_frame_is_its_own(tmp_path: Path) -> None:
+    own(tmp_path, "svd", f'{PICTURES}variant = "bf16"')
+    svd = load_profile("svd", tmp_path)
+    assert (svd.variant_in("pictures"), svd.variant_in("unet")) == ("bf16", "fp16")
+    own(tmp_path, "svd", PICTURES)
+    assert load_profile("svd", tmp_path).variant_in("pictures") == "fp16"
 
 
 @pytest.mark.parametrize(
@@ -132,6 +184,14 @@ def test_the_examples_in_the_docs_work(tmp_path: Path) -> None:
         ("[samplers.euler]\nsteps = 0", r"pocket.toml: samplers.euler.steps is 0"),
         ("samplers = 3", r"pocket.toml: samplers is 3, it must be a table"),
         ("name = 'mine'", r"pocket.toml: name cannot be changed"),
+        ("[first_frame]\nrepository = 'a/b'", r"pocket.toml: key first_frame.folder is missing"),
+        (PICTURES.replace('"pictures"', '""'), r"first_frame.folder is '', it must be a folder that nothing"),
+        (
+            f"{PICTURES}arguments = {{ sigmas = [1] }}",
+            r"first_frame.arguments.sigmas is \[1\], it must be text",
+        ),
+        (f"{PICTURES}arguments = 3", r"first_frame.arguments is 3, it must be a table"),
+        (f"{PICTURES}sizes = [[1000, 500]]", r"first_frame.sizes is \[1000, 500\], it must be two positive"),
         ("threads 2", r"pocket.toml: not valid TOML"),
     ],
 )

@@ -88,6 +88,19 @@ def test_colours_survive_the_round_trip(tmp_path: Path) -> None:
     assert np.abs(read_frames(path).astype(int) - frames).max() <= 3
 
 
+@pytest.mark.parametrize("size", [(320, 192), (80, 48), (158, 98)], ids=["double", "half", "nearly"])
+def test_frames_of_another_size_are_scaled_to_the_film_s(tmp_path: Path, size: tuple[int, int]) -> None:
+    waves = 128 + 60 * np.sin(np.add.outer(np.arange(96) / 20, np.arange(160) / 25))
+    # Grey, because a film has half the colours each way.
+    frame = np.repeat(waves.astype(np.uint8)[..., None], 3, axis=-1)
+    path = tmp_path / "film.mp4"
+    with VideoWriter(path, *size, 10) as writer:
+        writer.write(frame[None])
+    [made] = read_frames(path)
+    wanted = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+    assert np.abs(made.astype(int) - wanted).mean() < 1.5
+
+
 def test_chunked_writing_gives_the_same_bytes_as_one_write(tmp_path: Path) -> None:
     frames = moving_frames(25)
     write(tmp_path / "whole.mp4", frames, threads=2)
@@ -148,7 +161,7 @@ def test_odd_sides_are_refused(tmp_path: Path, width: int, height: int) -> None:
     [
         np.zeros((1, 96, 160, 3), np.float32),
         np.zeros((96, 160, 3), np.uint8),
-        np.zeros((1, 96, 96, 3), np.uint8),
+        np.zeros((1, 96, 160, 4), np.uint8),
     ],
 )
 def test_frames_of_another_shape_or_type_are_refused(tmp_path: Path, frames: np.ndarray) -> None:

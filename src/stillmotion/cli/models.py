@@ -78,8 +78,9 @@ def _state(profile: Profile, settings: Settings) -> str:
     if profile.bundled:
         return "ships with Stillmotion"
     absent = profile.missing_parts(settings.data_dir.absolute())
-    total = sum(len(source.files) for source in profile.sources)
-    return "complete" if not absent else f"{total - len(absent)} of {total} files"
+    if not absent:
+        return "complete"
+    return f"lacks {absent[0]}" + (f" and {len(absent) - 1} more" if absent[1:] else "")
 
 
 def _ask_for_consent() -> None:

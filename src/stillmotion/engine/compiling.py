@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch._dynamo import config
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from stillmotion.durable import write_whole
 from stillmotion.engine.weights import Weights
 from stillmotion.errors import UserError
 from stillmotion.profiles import MemoryPreset, Part, Size
@@ -37,8 +38,9 @@ GRAPHS_A_SIZE = 3
 #: Surprises that are told before torch refuses to compile more.
 SPARE_GRAPHS = 8
 
-#: torch's own annotations know no `recompile_limit`.
+#: torch's own annotations leave types open.
 compiler: Any = vars(torch)["compile"]
+dynamo: Any = config
 #: The sides (height, width) of latents.
 Cells = tuple[int, int]
 
@@ -72,7 +74,7 @@ class Compilation:
         """The mode and which cache this is: kernels are chosen by measuring, and it keeps the choice."""
         path = self.folder / "identity"
         if not path.exists():
-            path.write_text(secrets.token_hex(16))
+            write_whole(path, secrets.token_hex(16).encode())
         return f"{self.mode} {path.read_text()}"
 
 
@@ -86,7 +88,8 @@ class Plan:
     limit: int
     #: Graphs made for a shape that already had one.
     again: int = 0
-    made: set[tuple[type[nn.Module], torch.Size]] = field(default_factory=set[Any])
+    #: Classes of networks with the shapes they were given.
+    made: set[tuple[Any, ...]] = field(default_factory=set[Any])
 
 
 class CompiledForward:
@@ -104,7 +107,6 @@ class CompiledForward:
             dynamic=False,
             backend=compilation.backend,
             mode=compilation.mode,
-            recompile_limit=plan.limit,
         )
 
     def __call__(self, x: Tensor, *args: Any, **more: Any) -> Any:
@@ -115,7 +117,9 @@ class CompiledForward:
         if self._mode == CUDA_GRAPHS:
             torch.compiler.cudagraph_mark_step_begin()
         try:
-            answer = self._compiled(x, *args, **more)
+            # `torch.compile` itself takes this number since torch 2.13; images for GPUs come with older ones.
+            with dynamo.patch(recompile_limit=self._plan.limit):
+                answer = self._compiled(x, *args, **more)
         except FailOnRecompileLimitHit as error:
             raise UserError(
                 f"A network would need more than {self._plan.limit} graphs; TORCH_LOGS=recompiles tells the "
@@ -128,7 +132,8 @@ class CompiledForward:
                 "compiler, such as g++; STILLMOTION_COMPILE=off does without."
             ) from error
         if made := graphs() - before:
-            known = (self._kind, x.shape)
+            told = tree_leaves((x, args, more))
+            known = (self._kind, *(each.shape for each in told if isinstance(each, Tensor)))
             self._plan.again += made if known in self._plan.made else 0
             self._plan.made.add(known)
         # A CUDA graph's next replay writes over the memory of its last answer.

@@ -20,8 +20,8 @@ from stillmotion.engine.weights import device_name, fingerprint, load_weights, p
 from stillmotion.engine.writing import decoded_chunks, write_film
 from stillmotion.errors import DeviceLost, InputRefused, UserError
 from stillmotion.profiles import AUTO, MemoryPreset, Part, Profile, Size
-from stillmotion.reporting import Report
-from stillmotion.types import VIDEO_SIZES, Assignment, Film, Level, Sampler
+from stillmotion.reporting import DENOISE, Report
+from stillmotion.types import VIDEO_SIZES, Assignment, Film, FinishFilm, Level, Sampler
 
 WARM_PROMPT = "warm-up"
 UNETS: dict[Sampler, Part] = {Sampler.EULER: "unet", Sampler.LCM: "turbo_unet"}
@@ -45,6 +45,11 @@ class Engine:
         dtype = pick_dtype(self._device, profile)
         torch.set_num_threads(profile.threads)
         torch.backends.cudnn.deterministic = True
+        # Float32 is for its range where the rest runs in 16 bits; TF32 has it, and no fewer digits than they.
+        torch.backends.cudnn.allow_tf32 = dtype != torch.float32
+        if self._device.type == "cuda":
+            # What is page-locked or compiled belongs to the current device, 0 unless told.
+            torch.cuda.set_device(self._device.index or 0)
         preset = choose_memory(profile, memory_preset, self._device)
         if compilation is not None:
             compilation.prepare(self._device, preset)
@@ -72,7 +77,11 @@ class Engine:
         return combine((self._facts, f"memory {preset}", f"compiled {code}"))
 
     def make(self, assignment: Assignment, report: Report) -> Film:
-        """Make the film and write it to `assignment.output`; same assignment and fingerprint, same bytes.
+        """Make the film and write it to `assignment.output`; same assignment and fingerprint, same bytes."""
+        return self.render(assignment, report)()
+
+    def render(self, assignment: Assignment, report: Report) -> FinishFilm:
+        """Do all that needs the device; call what is returned, from any thread, to wait for the file.
 
         A film that does not fit is tried once more in the next smaller memory preset. Raises MemoryError when
         that does not help, DeviceLost when the device is of no more use here.
@@ -81,7 +90,7 @@ class Engine:
         smaller = self.profile.smaller_memory(preset)
         try:
             with self._faults():
-                return self._make(assignment, report)
+                return self._render(assignment, report)
         except MemoryError:
             if smaller is None:
                 report.log(f"out of memory with preset {preset.name}, the smallest", Level.ERROR)
@@ -90,10 +99,10 @@ class Engine:
             report.log(told, Level.WARN)
         # Past the handler nothing holds what the first try had made.
         self._free()
-        return self._make_within(smaller, assignment, report)
+        return self._render_within(smaller, assignment, report)
 
-    def _make_within(self, preset: MemoryPreset, assignment: Assignment, report: Report) -> Film:
-        """Make the film in another preset than the engine's own; uncompiled, for its shapes are others."""
+    def _render_within(self, preset: MemoryPreset, assignment: Assignment, report: Report) -> FinishFilm:
+        """Render in another preset than the engine's own; uncompiled, for its shapes are others."""
         try:
             with (
                 torch.compiler.set_stance("force_eager"),
@@ -101,11 +110,11 @@ class Engine:
                 torch.inference_mode(),
                 self.memory.under(preset),
             ):
-                film = self._make(assignment, report)
+                finish = self._render(assignment, report)
         except MemoryError:
             report.log(f"out of memory with preset {preset.name}, too", Level.ERROR)
             raise
-        return replace(film, fingerprint=self._fingerprint(preset, "no"))
+        return lambda: replace(finish(), fingerprint=self._fingerprint(preset, "no"))
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
         """Yield how many sizes are warm and how many there are: at once, and after each further one.
@@ -132,12 +141,12 @@ class Engine:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
-            if isinstance(error, torch.AcceleratorError):
+            if isinstance(error, torch.AcceleratorError) or not self._answers():
                 # CUDA's errors stick to the process: every later call would fail alike.
                 raise DeviceLost(f"{self.device} failed: {str(error).splitlines()[0]}") from error
             raise
 
-    def _make(self, assignment: Assignment, report: Report) -> Film:
+    def _render(self, assignment: Assignment, report: Report) -> FinishFilm:
         timings: dict[str, float] = {}
         generator = torch.Generator("cpu").manual_seed(assignment.seed)
         frames = self.profile.frames
@@ -153,8 +162,8 @@ class Engine:
                 condition = self._condition(assignment, picture, generator)
             with self._timed("denoise", timings), self.memory.present(UNETS[assignment.sampler]):
                 latents = self._denoise(assignment, condition, generator, report)
-            with self._timed("decode", timings), self.memory.present("vae_decoder"):
-                timings["close"] = write_film(
+            with self._timed("decode", timings), self._core_for_h264(), self.memory.present("vae_decoder"):
+                close = write_film(
                     self.weights.codec,
                     latents,
                     path=Path(assignment.output),
@@ -164,9 +173,13 @@ class Engine:
                     threads=self.profile.threads,
                     report=report,
                 )
-            timings["decode"] -= timings["close"]
             report.log(f"decoded {frames} frames {timings['decode']:.2f} s")
-        return Film(width=size[0], height=size[1], frames=frames, timings=timings)
+
+        def finish() -> Film:
+            seconds = {**timings, "close": close()}
+            return Film(width=size[0], height=size[1], frames=frames, timings=seconds)
+
+        return finish
 
     def _picture(
         self, assignment: Assignment, generator: torch.Generator, report: Report
@@ -223,14 +236,14 @@ class Engine:
             latents = next(stages)
             self._settle()
             report.log(f"step {step}/{steps} ({time.perf_counter() - begun:.2f} s)")
-            report.progress("denoise", step, steps)
+            report.progress(DENOISE, step, steps)
             report.check_cancelled()
         return latents
 
     def _warm(self, native: Size) -> None:
         """Run each network at a size as films do, so that the first film is as quick as the next."""
         generator = torch.Generator("cpu").manual_seed(0)
-        weights, numbers = self.weights, self.profile.samplers.lcm
+        weights, numbers = self.weights, self.profile.samplers
         picture = weights.first_frame.draw(WARM_PROMPT, native, generator, _Silent(), self.memory)
         with self.memory.present("image_encoder", "vae_encoder"):
             condition = condition_on(
@@ -247,7 +260,12 @@ class Engine:
         latents = condition.latents
         for unet, sampler in {unet: sampler for sampler, unet in weights.unets.items()}.items():
             with self.memory.present(UNETS[sampler]):
-                *_, latents = sample_lcm(unet, condition, numbers, calls, generator)
+                *_, latents = sample_lcm(unet, condition, numbers.lcm, calls, generator)
+        if (interval := numbers.euler.reuse_interval) > 1:
+            # Its shorter calls, too.
+            unet, steps = weights.unets[Sampler.EULER], calls * interval
+            with self.memory.present("unet"):
+                *_, latents = sample_euler(unet, condition, numbers.euler, steps, generator)
         # One whole chunk and the last, shorter one.
         chunk = self.memory.preset.decode_chunk_size
         short = latents[:, : chunk + self.profile.frames % chunk]
@@ -270,6 +288,15 @@ class Engine:
                 f"{preset.name}: end what else uses it{cure}. ({str(error).partition(chr(10))[0]})"
             ) from error
 
+    @contextmanager
+    def _core_for_h264(self) -> Generator[None]:
+        """Decode with a thread less: where all cores decode, the encoder beside them waits."""
+        torch.set_num_threads(max(1, self.profile.threads - 1))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self.profile.threads)
+
     def _free(self) -> None:
         gc.collect()
         if self._device.type == "cuda":
@@ -281,6 +308,14 @@ class Engine:
         yield
         self._settle()
         timings[stage] = time.perf_counter() - begun
+
+    def _answers(self) -> bool:
+        """Whether the device still takes work; cuBLAS, cuDNN and Triton tell of its loss in plain errors."""
+        try:
+            self._settle()
+        except RuntimeError:
+            return False
+        return True
 
     def _settle(self) -> None:
         """Wait for the device, so that seconds and cancels mean what they say."""

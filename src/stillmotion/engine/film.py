@@ -6,6 +6,7 @@ picture's noise, the film's latents, then one draw between steps of the few-step
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -50,8 +51,9 @@ def condition_on(
     generator: torch.Generator,
 ) -> Condition:
     """Encode a picture (1, 3, H, W) in [-1, 1]; draws its noise from the generator."""
-    noise = torch.randn(picture.shape, generator=generator).to(picture.device)
     embedding = clip(clip_pixels(picture).to(clip.dtype)).image_embeds[:, None]
+    # Drawn while a GPU is at CLIP.
+    noise = torch.randn(picture.shape, generator=generator).to(picture.device)
     latents = codec.encode(picture + cond_aug * noise)
     return Condition(
         embedding,
@@ -64,17 +66,30 @@ def initial_noise(condition: Condition, generator: torch.Generator) -> Tensor:
     return torch.randn(condition.latents.shape, generator=generator).to(condition.latents.device)
 
 
-def film_network(unet: UNetSpatioTemporalConditionModel, condition: Condition) -> Network:
-    """The UNet with its conditioning bound: scaled latents (1, T, C, h, w) and time to v, in float32."""
+def film_network(
+    unet: UNetSpatioTemporalConditionModel, condition: Condition, reuse_interval: int = 1
+) -> Network:
+    """The UNet with its conditioning bound: scaled latents (1, T, C, h, w) and time to v, in float32.
+
+    Of every `reuse_interval` calls the first is whole; a ReusingUNet gives the others its deep features.
+    """
     embedding, latents = condition.embedding.to(unet.dtype), condition.latents.to(unet.dtype)
+    calls, reused = count(), dict[str, Tensor]()
 
     def network(x: Tensor, time: float) -> Tensor:
-        return unet(
+        if next(calls) % reuse_interval == 0:
+            reused.clear()
+        answer = unet(
             torch.cat((x.to(unet.dtype), latents), dim=2),
-            torch.tensor(time, device=x.device),
+            # Filled where it lies: sent over, it would have the host wait for all that is queued.
+            torch.full((), time, device=x.device),
             encoder_hidden_states=embedding,
             added_time_ids=condition.ids,
-        ).sample.float()
+            **reused,
+        )
+        if reuse_interval > 1:
+            reused["deep"] = answer.deep
+        return answer.sample.float()
 
     return network
 
@@ -106,8 +121,9 @@ def sample_euler(
     """Yield the latents after each Euler step, guided more from the first frame to the last."""
     sigmas = samplers.karras_sigmas(steps, numbers.sigma_min, numbers.sigma_max)
     start = samplers.initial_latents(initial_noise(condition, generator), numbers.sigma_max)
-    network = film_network(unet, condition)
+    network = film_network(unet, condition, numbers.reuse_interval)
     if numbers.guidance_max > 1:
         scales = samplers.frame_scales(numbers.guidance_min, numbers.guidance_max, start.shape[1])
-        network = samplers.guided(network, film_network(unet, condition.blank()), scales.to(start.device))
+        blank = film_network(unet, condition.blank(), numbers.reuse_interval)
+        network = samplers.guided(network, blank, scales.to(start.device))
     return samplers.euler(samplers.denoiser(network), start, sigmas)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
 from stillmotion.errors import WeightsMissing
-from stillmotion.lockfile import digest, read_lock
+from stillmotion.lockfile import DATA_SUFFIXES, digest, read_lock
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
 
@@ -82,7 +82,7 @@ def digest_files(folder: Path) -> str:
     Files of the size their lock names are taken at its word: hashing 17 GB at every start takes a minute.
     """
     lock = read_lock(folder)
-    files = sorted(p for p in folder.rglob("*") if p.suffix in {".safetensors", ".json", ".txt"})
+    files = sorted(p for p in folder.rglob("*") if p.suffix in DATA_SUFFIXES)
 
     def known(path: Path) -> str:
         locked = lock.get(path.relative_to(folder).as_posix())

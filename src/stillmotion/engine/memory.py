@@ -25,7 +25,14 @@ BLOCK = 1 << 28
 #: What CUDA's allocations and compiled kernels count on.
 ALIGNMENT = 256
 #: How torch, CUDA and its libraries say in a plain error that no more memory could be had.
-FULL = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
+#: cuDNN's convolutions name no memory: when no algorithm's workspace fits, none is left.
+FULL = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",
+)
 
 
 def choose_memory(profile: Profile, asked: str, device: torch.device) -> MemoryPreset:

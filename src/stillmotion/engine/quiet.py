@@ -11,9 +11,11 @@ def hush() -> None:
     # Read by huggingface_hub at import; weights come from disk alone.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["DO_NOT_TRACK"] = "1"
-    # Read by OpenMP when torch loads. Its threads otherwise spin while they wait for each other: on a busy
-    # 2-core machine a pocket step then took 5 s with two threads, 0.9 s passive, 0.3 s with one thread.
+    # Read by OpenMP when torch loads. While its threads wait for each other they look this often, for a
+    # fraction of a millisecond, before they sleep. If they sleep at once, two are no quicker than one; if
+    # they look for ever, a step on busy cores takes seconds (docs/performance.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 

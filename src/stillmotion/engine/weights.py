@@ -13,7 +13,9 @@ import stillmotion
 from stillmotion.engine import rewrites
 from stillmotion.engine.codec import Codec, load_codec
 from stillmotion.engine.first_frame import FirstFrame, load_first_frame
+from stillmotion.engine.float8 import CAPABILITY, float8_linears
 from stillmotion.engine.loading import combine, digest_files, load_network, load_tower
+from stillmotion.engine.reuse import ReusingUNet
 from stillmotion.errors import UserError
 from stillmotion.lockfile import digest
 from stillmotion.profiles import MemoryPreset, Part, Profile
@@ -62,6 +64,14 @@ def pick_device(name: str, profile: Profile) -> torch.device:
         raise UserError(f"Device {name!r} is not supported; use cpu or cuda:N.")
     if device.type == "cpu" and profile.needs_cuda:
         raise UserError(f"Profile {profile.name} needs a CUDA device, got {name}.")
+    if device.type == "cuda" and profile.dtype.cuda_float8:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < CAPABILITY:
+            raise UserError(
+                f"dtype.cuda_float8 of profile {profile.name} needs a GPU of compute capability "
+                f"{CAPABILITY[0]}.{CAPABILITY[1]} or more (Ada, Hopper); {device_name(device)} has "
+                f"{capability[0]}.{capability[1]}. Leave the key out."
+            )
     return device
 
 
@@ -88,8 +98,12 @@ def load_weights(
         stays = set(preset.stay).issuperset(names)
         return {"device": device if stays else torch.device("cpu"), "dtype": dtype, "variant": variant}
 
-    unet = load_network(UNetSpatioTemporalConditionModel, folder / parts.unet, **how("unet"))
-    rewrites.rewrite_unet(unet, device)
+    euler = profile.samplers.euler
+    kind = UNetSpatioTemporalConditionModel if euler.reuse_interval == 1 else ReusingUNet
+    unet = load_network(kind, folder / parts.unet, **how("unet"))
+    if isinstance(unet, ReusingUNet):
+        unet.cut_at(euler.reuse_branch)
+    _rewrite(unet, profile, device)
     turbo = unet
     if parts.turbo_unet != parts.unet:
         bare = parts.turbo_unet.endswith(".safetensors")
@@ -99,13 +113,20 @@ def load_weights(
             weights=folder / parts.turbo_unet if bare else None,
             **how("turbo_unet"),
         )
-        rewrites.rewrite_unet(turbo, device)
+        _rewrite(turbo, profile, device)
     codec = load_codec(folder / parts.vae, profile.codec, **how("vae_encoder", "vae_decoder"))
     rewrites.rewrite_decoder(codec.vae.decoder, device)
     clip = load_tower(CLIPVisionModelWithProjection, folder / parts.image_encoder, **how("image_encoder"))
     pictures = how("text_encoder", "picture_unet", "picture_vae")
+    pictures["variant"] = profile.variant_in(profile.first_frame.folder)
     first_frame = load_first_frame(folder, profile.first_frame, codec, **pictures)
     return Weights({Sampler.EULER: unet, Sampler.LCM: turbo}, codec, clip, first_frame)
+
+
+def _rewrite(unet: UNetSpatioTemporalConditionModel, profile: Profile, device: torch.device) -> None:
+    rewrites.rewrite_unet(unet, device)
+    if device.type == "cuda" and profile.dtype.cuda_float8:
+        float8_linears(unet)
 
 
 def fingerprint(profile: Profile, folder: Path, device: torch.device, dtype: torch.dtype) -> str:
@@ -121,7 +142,7 @@ def fingerprint(profile: Profile, folder: Path, device: torch.device, dtype: tor
                 for file in (*sorted(HERE.glob("*.py")), HERE.parent / "video.py")
             ),
             *(f"{name} {_version(name)}" for name in PACKAGES),
-            f"device {device_name(device)}",
+            f"device {device_name(device)}, {cuda_libraries(device)}",
             f"dtype {dtype}",
             f"threads {profile.threads}",
         ]
@@ -133,6 +154,13 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return torch.backends.cpu.get_cpu_capability()
+
+
+def cuda_libraries(device: torch.device) -> str:
+    """What chooses and holds a GPU's kernels beside torch; one torch runs with several."""
+    if device.type == "cpu":
+        return "no CUDA"
+    return f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
 
 
 def _version(name: str) -> str:

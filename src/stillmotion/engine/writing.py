@@ -1,8 +1,9 @@
 """Latents to a file: frames are decoded in fixed chunks, and each chunk is encoded while the next decodes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from stillmotion.engine.codec import Codec
 from stillmotion.engine.first_frame import not_finite
-from stillmotion.engine.pictures import cover_bytes, to_bytes
+from stillmotion.engine.pictures import cut_bytes, to_bytes
 from stillmotion.profiles import Size
 from stillmotion.reporting import Report
 
@@ -51,23 +52,34 @@ def write_film(
     chunk: int,
     threads: int,
     report: Report,
-) -> float:
-    """Decode a film and write it as an MP4; return the seconds after the last decoded frame."""
+) -> Callable[[], float]:
+    """Decode a film and have its frames written to an MP4 by another thread.
+
+    Call what is returned, once and from any thread, to wait for the whole file and learn the seconds after
+    the last decoded frame. It needs no device.
+    """
     from stillmotion.video import VideoWriter  # PyAV is not on every machine that samples
 
     total, done = latents.shape[1], 0
-    with VideoWriter(path, *size, fps, threads) as writer, ThreadPoolExecutor(1, "h264") as encoder:
+    with ExitStack() as unfinished:
+        writer = unfinished.enter_context(VideoWriter(path, *size, fps, threads))
+        encoder = unfinished.enter_context(ThreadPoolExecutor(1, "h264"))
         written: list[Future[None]] = []
 
         def write(part: Tensor) -> None:
-            writer.write(cover_bytes(part, size))
+            writer.write(cut_bytes(part, size))
 
         for frames in decoded_chunks(codec, latents, chunk, report):
             written.append(encoder.submit(write, frames))
             done += len(frames)
             report.progress("decode", done, total)
             report.check_cancelled()
-        decoded = time.perf_counter()
-        for part in written:
-            part.result()
-    return time.perf_counter() - decoded
+        decoded, rest = time.perf_counter(), unfinished.pop_all()
+
+    def close() -> float:
+        with rest:
+            for part in written:
+                part.result()
+        return time.perf_counter() - decoded
+
+    return close

@@ -1,5 +1,6 @@
 """A profile's weights folder: filled by pull or import, described by its lock, verified and removed."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -9,15 +10,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from stillmotion.errors import UserError, WeightsMissing
-from stillmotion.lockfile import LOCK_NAME, LockedFile, digest, read_lock, write_lock
+from stillmotion.lockfile import DATA_SUFFIXES, LOCK_NAME, LockedFile, digest, read_lock, write_lock
 from stillmotion.models.casting import cast_to_half
 from stillmotion.models.hub import Hub, RemoteFile
-from stillmotion.profiles import Profile, Source
+from stillmotion.models.selection import pipeline_files
+from stillmotion.profiles import INDEX, Profile, Source
 
 #: Downloads under way; kept when a pull is interrupted.
 STAGING = ".pull"
-#: Nothing that could run code when loaded.
-SAFE_SUFFIXES = frozenset({".safetensors", ".json", ".txt"})
 #: Files are written whole before the old ones go: leave the system some room.
 SPARE_BYTES = 1 << 30
 
@@ -30,24 +30,34 @@ class Flaw:
     problem: str
 
 
-def wanted_files(profile: Profile) -> list[tuple[Source, str]]:
-    """List a profile's files; raises UserError for bundled profiles and unsafe formats."""
+def _checked_sources(profile: Profile, folder: Path) -> tuple[Source, ...]:
+    """A profile's sources; raises UserError for bundled weights, unsafe formats and mixed-up folders."""
     if not profile.sources:
         raise UserError(
-            f"The weights of profile {profile.name} ship with Stillmotion; there is nothing to fetch."
+            f"The weights of profile {profile.name} ship with Stillmotion; "
+            "there is nothing to fetch or to check."
         )
-    wanted = [(source, name) for source in profile.sources for name in source.files]
-    if unsafe := [name for _, name in wanted if Path(name).suffix not in SAFE_SUFFIXES]:
+    listed = [name for source in profile.sources for name in source.files]
+    if unsafe := [name for name in listed if Path(name).suffix not in DATA_SUFFIXES]:
         raise UserError(
             f"Profile {profile.name} names {', '.join(unsafe)}; only safetensors, JSON and text are loaded."
         )
-    return wanted
+    lock = read_lock(folder)
+    for source in profile.sources:
+        here, ours = source.place(""), {each.repository for each in profile.sources}
+        held = [path for path in lock if here and path.startswith(here) and (folder / path).is_file()]
+        if not source.files and (others := {lock[path].repository for path in held} - ours):
+            raise UserError(
+                f"{folder / here} holds files of {', '.join(sorted(others))}, which those of "
+                f"{source.repository} must not be mixed with; name another folder, or delete that one."
+            )
+    return profile.sources
 
 
 def plan_pull(profile: Profile, folder: Path, hub: Hub) -> tuple[list[RemoteFile], list[RemoteFile]]:
     """Ask the hub for everything the profile wants; return all of it, and what is not here yet."""
-    wanted_files(profile)
-    remote = [file for source in profile.sources for file in hub.describe(source)]
+    sources = _checked_sources(profile, folder)
+    remote = [file for source in sources for file in hub.describe(source, profile.variant_in(source.folder))]
     lock = read_lock(folder)
     return remote, [file for file in remote if not _is_here(file, folder, lock.get(file.path))]
 
@@ -70,8 +80,11 @@ def pull(missing: list[RemoteFile], folder: Path, hub: Hub, say: Say) -> None:
 
 def import_from(profile: Profile, folder: Path, origin: Path, say: Say) -> None:
     """Take weights that are on disk: a weights folder, hub repositories side by side, or a hub cache."""
-    wanted = wanted_files(profile)
-    found = {(source, name): _find(origin, source, name) for source, name in wanted}
+    found = {
+        (source, name): _find(origin, source, name)
+        for source in _checked_sources(profile, folder)
+        for name in source.files or _found_pipeline(origin, source, profile.variant_in(source.folder))
+    }
     if absent := [f"{source.repository}/{name}" for (source, name), path in found.items() if path is None]:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         raise WeightsMissing(
@@ -94,8 +107,8 @@ def import_from(profile: Profile, folder: Path, origin: Path, say: Say) -> None:
 def verify(profile: Profile, folder: Path) -> Iterator[Flaw | str]:
     """Hash every file against the lock; yields the path of a good one and a Flaw of a bad one."""
     lock = read_lock(folder)
-    for source, name in wanted_files(profile):
-        path = source.place(name)
+    sources = _checked_sources(profile, folder)
+    for path in [source.place(name) for source in sources for name in source.known_files(lock)]:
         locked = lock.get(path)
         if locked is None:
             yield Flaw(path, f"not in {LOCK_NAME}: pull or import it")
@@ -141,6 +154,26 @@ def _is_here(file: RemoteFile, folder: Path, locked: LockedFile | None) -> bool:
     if locked is None or not path.is_file() or path.stat().st_size != locked.size:
         return False
     return locked.commit == file.commit or (file.sha256 in {locked.sha256, locked.cast_from})
+
+
+def _found_pipeline(origin: Path, source: Source, variant: str) -> list[str]:
+    """Name the files of a whole pipeline where its index lies."""
+    index = _find(origin, source, INDEX)
+    if index is None:
+        return [INDEX]
+    home = index.parent
+    files = sorted(path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file())
+    try:
+        names = pipeline_files(json.loads(index.read_bytes()), files, variant)
+        shards = [
+            f"{name.rpartition('/')[0]}/{shard}"
+            for name in names
+            if ".index." in name
+            for shard in json.loads((home / name).read_bytes())["weight_map"].values()
+        ]
+    except (ValueError, KeyError) as error:
+        raise WeightsMissing(f"An index of {home} cannot be read: {error}.") from error
+    return list(dict.fromkeys((*shards, *names)))
 
 
 def _find(origin: Path, source: Source, name: str) -> Path | None:

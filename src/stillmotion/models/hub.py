@@ -5,10 +5,12 @@ hub's metadata of this moment; nothing is assumed about them.
 """
 
 import hashlib
+import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi
@@ -22,7 +24,8 @@ from huggingface_hub.errors import (
 
 from stillmotion.errors import WeightsMissing
 from stillmotion.lockfile import digest
-from stillmotion.profiles import Source
+from stillmotion.models.selection import pipeline_files
+from stillmotion.profiles import INDEX, Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,29 +51,42 @@ class Hub:
     def __init__(self, token: str | None = None, endpoint: str | None = None) -> None:
         self._api = HfApi(endpoint=endpoint, token=token)
 
-    def describe(self, source: Source) -> list[RemoteFile]:
-        """Resolve a source's files to commit, size and digest."""
+    def describe(self, source: Source, variant: str) -> list[RemoteFile]:
+        """Resolve a source's files, or those of its pipeline in a variant, to commit, size and digest."""
         with self._explained(source):
             info = self._api.model_info(source.repository, files_metadata=True)
         known = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        if absent := [name for name in source.files if name not in known]:
+        if absent := [name for name in source.files or (INDEX,) if name not in known]:
             raise WeightsMissing(
                 f"Repository {source.repository} no longer holds {', '.join(absent)}; "
                 "its owner has changed it. See whether a newer Stillmotion knows the new files."
             )
         if info.sha is None:
             raise WeightsMissing(f"The hub names no commit for {source.repository}; try again later.")
-        return [
-            RemoteFile(
+        commit = info.sha
+
+        def remote(name: str) -> RemoteFile:
+            told = known[name]
+            sha256 = told.lfs.sha256 if told.lfs else None
+            return RemoteFile(
                 source=source,
                 name=name,
-                commit=info.sha,
-                size=known[name].size or 0,
-                sha256=lfs.sha256 if (lfs := known[name].lfs) else None,
-                blob_id=known[name].blob_id,
+                commit=commit,
+                size=told.size or 0,
+                sha256=sha256,
+                blob_id=told.blob_id,
             )
-            for name in source.files
-        ]
+
+        names = source.files or pipeline_files(self._read(remote(INDEX)), list(known), variant)
+        return [remote(name) for name in names]
+
+    def _read(self, file: RemoteFile) -> Any:
+        with TemporaryDirectory() as folder:
+            text = self.fetch(file, Path(folder)).read_bytes()
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise WeightsMissing(f"{file.source.repository}/{file.name} is no JSON: {error}.") from error
 
     def fetch(self, file: RemoteFile, staging: Path) -> Path:
         """Download one file, resuming; raises WeightsMissing when its bytes are not those the hub names."""
