@@ -17,6 +17,10 @@ not one of these is ignored, so any sentence is a prompt:
     memory_at=2    raise MemoryError                    lost_at=2     raise DeviceLost
     until=2        faults happen in attempts up to this one only (default: in all)
     ignore_cancel  never look at the cancel flag
+    step_until=X   do not end the last step before the file X is there
+    decode_until=X decode until the file X is there
+    close_until=X  be off the device, and not done, until the file X is there; the step of a fault may be
+                   `close`, too
 
 Equal input and seed give equal bytes. The picture's mean colour is the film's background.
 """
@@ -36,7 +40,7 @@ from PIL import Image
 
 from stillmotion.errors import DeviceLost, InputRefused, WeightsMissing
 from stillmotion.reporting import Report
-from stillmotion.types import Assignment, Film
+from stillmotion.types import Assignment, Film, FinishFilm
 from stillmotion.video import VideoWriter
 
 FRAMES = 25
@@ -53,7 +57,7 @@ class TimedEngine:
         self.fingerprint = f"timed-{device}"
         self.summary = f"timed engine on {device}"
 
-    def make(self, assignment: Assignment, report: Report) -> Film:
+    def render(self, assignment: Assignment, report: Report) -> FinishFilm:
         table = read_timetable(assignment.prompt or "")
         steps = int(table.get("steps", assignment.steps or 4))
         pause_s = float(table.get("pause", 0.01))
@@ -64,20 +68,37 @@ class TimedEngine:
             if step == 1 and "print" in table:
                 say(table["print"])
             if assignment.attempt <= int(table.get("until", assignment.attempt)):
-                misbehave(table, step)
+                misbehave(table, str(step))
             time.sleep(pause_s)
+            if step == steps:
+                await_file(table.get("step_until"))
             report.log(f"step {step}/{steps} ({pause_s:.2f} s)" + ("x" * HUGE if "huge" in table else ""))
             report.progress("denoise", step, steps)
         denoised = time.monotonic()
+        await_file(table.get("decode_until"))
         width, height = assignment.width or SIDE, assignment.height or SIDE
         frames = draw(assignment, width, height, int(table.get("frames", self.frames)))
-        with VideoWriter(Path(assignment.output), width, height, assignment.fps) as writer:
-            writer.write(frames)
         timings = {"denoise": denoised - begun, "decode": time.monotonic() - denoised}
-        if "late" in table:
-            threading.Timer(0.1, report.log, ["too late"]).start()
-        made_under = table.get("made_under")
-        return Film(width=width, height=height, frames=len(frames), timings=timings, fingerprint=made_under)
+
+        def finish() -> Film:
+            decoded = time.monotonic()
+            await_file(table.get("close_until"))
+            if assignment.attempt <= int(table.get("until", assignment.attempt)):
+                misbehave(table, "close")
+            with VideoWriter(Path(assignment.output), width, height, assignment.fps) as writer:
+                writer.write(frames)
+            if "late" in table:
+                threading.Timer(0.1, report.log, ["too late"]).start()
+            seconds = {**timings, "close": time.monotonic() - decoded}
+            return Film(
+                width=width,
+                height=height,
+                frames=len(frames),
+                timings=seconds,
+                fingerprint=table.get("made_under"),
+            )
+
+        return finish
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
         yield 1, 1
@@ -118,22 +139,27 @@ def say(word: str) -> None:
         print(word, file=sys.stderr)
 
 
-def misbehave(table: Mapping[str, str], step: int) -> None:
-    if table.get("crash_at") == str(step):
+def await_file(name: str | None) -> None:
+    while name is not None and not Path(name).exists():
+        time.sleep(0.01)
+
+
+def misbehave(table: Mapping[str, str], step: str) -> None:
+    if table.get("crash_at") == step:
         os.kill(os.getpid(), signal.SIGKILL)
-    if table.get("exit_at") == str(step):
+    if table.get("exit_at") == step:
         sys.exit(3)
-    if table.get("hang_at") == str(step):
+    if table.get("hang_at") == step:
         threading.Event().wait()
-    if table.get("garbage_at") == str(step):
+    if table.get("garbage_at") == step:
         os.write(int(sys.argv[sys.argv.index("--fd") + 1]), b"rubbish, not a message\n")
-    if table.get("raise_at") == str(step):
+    if table.get("raise_at") == step:
         raise RuntimeError("told to raise by the timetable" + ("x" * HUGE if "huge" in table else ""))
-    if table.get("memory_at") == str(step):
+    if table.get("memory_at") == step:
         raise MemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-    if table.get("lost_at") == str(step):
+    if table.get("lost_at") == step:
         raise DeviceLost("cuda:0 failed: CUDA error: an illegal memory access was encountered")
-    if table.get("refuse_at") == str(step):
+    if table.get("refuse_at") == step:
         raise InputRefused("`prompt` asks to be refused.", field="prompt")
 
 

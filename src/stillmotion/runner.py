@@ -1,4 +1,4 @@
-"""The runner: a child process that holds one device, loads an engine and makes one film at a time.
+"""The runner: a child process that holds one device, loads an engine and makes one film after the other.
 
 Started by the worker as `python -m stillmotion.runner --engine MODULE:FUNCTION --fd N --parent PID`.
 It speaks newline JSON over the inherited socket N, at most LINE_LIMIT bytes a line:
@@ -6,8 +6,10 @@ It speaks newline JSON over the inherited socket N, at most LINE_LIMIT bytes a l
     in   open {settings}   run {assignment}   cancel {request_id, attempt}
     out  ready {fingerprint, device, summary, load_s}   warming {warm, sizes}   fatal {message}
          alive {still_s}
-         started {}   log {message, level}   progress {stage, step, steps}
+         started {}   log {message, level}   progress {stage, step, steps}   off_device {}
          done {film}   failed {failure, trace}   cancelled {}         each with request_id, attempt
+
+The next film may be sent from `off_device` on; until `done` the last one is still written beside it.
 
 Promises: it never outlives its parent (PR_SET_PDEATHSIG, and its socket closing); an exception in the
 engine fails that request alone, but for DeviceLost, which ends the process; what it prints is the worker's
@@ -30,11 +32,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from stillmotion.errors import DeviceLost, InputRefused, RequestCancelled, StillmotionError
 from stillmotion.reporting import Report
-from stillmotion.types import Assignment, Failure, Film, Level
+from stillmotion.types import Assignment, Failure, FinishFilm, Level
 
 LINE_LIMIT = 1024 * 1024  # bytes
 TEXT_LIMIT = 32 * 1024  # characters of one log message or traceback
@@ -56,7 +58,9 @@ class Engine(Protocol):
     #: One line for people: which weights, where.
     summary: str
 
-    def make(self, assignment: Assignment, report: Report) -> Film: ...
+    def render(self, assignment: Assignment, report: Report) -> FinishFilm:
+        """Do all that needs the device; what is returned is called once, beside the next film's rendering."""
+        ...
 
     def warm_up(self) -> Iterator[tuple[int, int]]:
         """Yield how many sizes are warm and how many there are: at once, and after each further one."""
@@ -64,6 +68,9 @@ class Engine(Protocol):
 
 
 OpenEngine = Callable[[Mapping[str, Any]], Engine]
+#: How an attempt ended: the message's type and its fields.
+Answer = tuple[str, dict[str, Any]]
+Made = TypeVar("Made", FinishFilm, Answer)
 
 
 def key_of(assignment: Assignment) -> tuple[str, int]:
@@ -114,6 +121,7 @@ class Telling(Report):
     def __init__(self, link: Link, assignment: Assignment, cancelled: set[tuple[str, int]]) -> None:
         self._link = link
         self._cancelled = cancelled
+        self.assignment = assignment
         self.key = key_of(assignment)
         self.moved = time.monotonic()
 
@@ -137,7 +145,8 @@ class Telling(Report):
 class Runner:
     """The life of the process: the main thread works, one thread listens, one says it is alive.
 
-    While no job waits, the engine warms one size after another; so a job waits for one at most.
+    A film that is off the device is finished by a thread of its own, one film after the other. While no job
+    waits, the engine warms one size after another; so a job waits for one at most.
     """
 
     def __init__(self, link: Link) -> None:
@@ -146,7 +155,9 @@ class Runner:
         self._job: Assignment | None = None
         self._jobs = threading.Condition()
         self._cancelled: set[tuple[str, int]] = set()
-        self._telling: Telling | None = None
+        #: Attempts that have begun and not ended: one on the device, one being finished.
+        self._under_way: list[Telling] = []
+        self._finishing: threading.Thread | None = None
         #: When the size that is being warmed was begun.
         self._warming: float | None = None
 
@@ -223,25 +234,47 @@ class Runner:
 
     def _stay_alive(self) -> None:
         while True:
-            telling, warming = self._telling, self._warming
-            moved = telling.moved if telling is not None else warming
-            still_s = 0.0 if moved is None else time.monotonic() - moved
+            moved = [telling.moved for telling in list(self._under_way)]
+            if (warming := self._warming) is not None:
+                moved.append(warming)
+            still_s = max((time.monotonic() - at for at in moved), default=0.0)
             self._link.send("alive", still_s=round(still_s, 1))
             time.sleep(ALIVE_S)
 
     def _make(self, engine: Engine, assignment: Assignment) -> None:
-        telling = self._telling = Telling(self._link, assignment, self._cancelled)
+        telling = Telling(self._link, assignment, self._cancelled)
+        self._under_way.append(telling)
         telling.send("started")
-        kind, fields = _attempt(engine, assignment, telling)
-        self._telling = None
+        finish = _attempt(telling, lambda: _render(engine, telling))
+        if not callable(finish):
+            self._end(telling, finish)
+            return
+        # No third film is begun while two are not ended: an encoder that is slower than its device slows it.
+        if self._finishing is not None:
+            self._finishing.join()
+        telling.moved = time.monotonic()
+        self._finishing = threading.Thread(target=self._finish, args=(telling, finish), name="finish")
+        telling.send("off_device")
+        self._finishing.start()
+
+    def _finish(self, telling: Telling, finish: FinishFilm) -> None:
+        self._end(telling, _attempt(telling, lambda: ("done", {"film": asdict(finish())})))
+
+    def _end(self, telling: Telling, answer: Answer) -> None:
+        self._under_way.remove(telling)
         self._cancelled.discard(telling.key)
-        telling.send(kind, **fields)
+        telling.send(answer[0], **answer[1])
 
 
-def _attempt(engine: Engine, assignment: Assignment, telling: Telling) -> tuple[str, dict[str, Any]]:
+def _render(engine: Engine, telling: Telling) -> FinishFilm:
+    telling.check_cancelled()
+    return engine.render(telling.assignment, telling)
+
+
+def _attempt(telling: Telling, work: Callable[[], Made]) -> Made | Answer:
+    """Do a part of an attempt's work; what is returned instead is how it ended."""
     try:
-        telling.check_cancelled()
-        return "done", {"film": asdict(engine.make(assignment, telling))}
+        return work()
     except RequestCancelled:
         return "cancelled", {}
     except InputRefused as refused:
@@ -253,7 +286,7 @@ def _attempt(engine: Engine, assignment: Assignment, telling: Telling) -> tuple[
         failure = Failure(
             status=500,
             kind="internal_server_error",
-            message=f"{_reason(error)} The server's log says more, under request {assignment.request_id}.",
+            message=f"{_reason(error)} The server's log says more, under request {telling.key[0]}.",
         )
         return "failed", {"failure": asdict(failure), "trace": traceback.format_exc()[-TEXT_LIMIT:]}
 

@@ -76,7 +76,9 @@ class Settings(BaseModel):
         "PostgreSQL as postgresql+psycopg://…; unset means the SQLite file in the data directory.",
     )
     profile: str = _setting("auto", "name", "auto, pocket or svd: which weights and presets to run.")
-    devices: Words = _setting(["auto"], "devices", "cpu, cuda:0,cuda:1,… or auto; one runner each.")
+    devices: Words = _setting(
+        ["auto"], "devices", "cpu, cuda:0,cuda:1,… or auto; one runner each. cpu,cpu runs two."
+    )
     memory_preset: str = _setting(
         "auto", "name", "A memory preset of the profile, or auto: the first that fits the free GPU memory."
     )

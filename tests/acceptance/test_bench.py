@@ -20,6 +20,10 @@ def test_bench_tells_rate_latency_and_cost(server: Server, endpoint: str) -> Non
     assert made >= 3
     told = dict(re.findall(r"^(.*\S)  +([\d.]+)", done.stdout, re.MULTILINE))
     assert float(told["films per minute"]) == pytest.approx(made / elapsed * 60, rel=0.1)
+    # Two decimals of each.
+    busy = float(told["device seconds per film, mean"]) * made / elapsed
+    assert float(told["devices busy, mean"]) == pytest.approx(busy, abs=0.01 * (made / elapsed + 1))
+    assert 0 < float(told["devices busy, mean"]) <= 1
     assert float(told["cost per film at 3.6 an hour"]) == pytest.approx(0.001 * elapsed / made, abs=1e-4)
 
 

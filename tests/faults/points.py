@@ -22,7 +22,7 @@ from typing import Any
 
 from stillmotion.reporting import Report
 from stillmotion.runner import Engine
-from stillmotion.types import Assignment, Film
+from stillmotion.types import Assignment, Film, FinishFilm
 from tests import timed_engine
 
 ORDER = "FAULT_ORDER"
@@ -125,10 +125,15 @@ class MinedEngine:
 
         self.warm_up = real.warm_up
 
-    def make(self, assignment: Assignment, report: Report) -> Film:
-        film = self._real.make(assignment, report)
-        reach("runner_film_written")
-        return film
+    def render(self, assignment: Assignment, report: Report) -> FinishFilm:
+        real = self._real.render(assignment, report)
+
+        def finish() -> Film:
+            film = real()
+            reach("runner_film_written")
+            return film
+
+        return finish
 
 
 def open_timed(settings: Mapping[str, Any]) -> MinedEngine:

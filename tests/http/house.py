@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,9 @@ class House:
         lines = [LogLine(at=self.clock.now(), level=Level.INFO, message=message) for message in messages]
         assert self.store.write_now(lambda conn: append_logs(conn, request.id, request.attempt, lines))
 
-    async def finish(self, request: Request, film: bytes = FILM) -> FileRecord:
+    async def finish(
+        self, request: Request, film: bytes = FILM, timings: Mapping[str, float] | None = None
+    ) -> FileRecord:
         """End a claimed request well, as the worker does."""
         now = self.clock.now()
         media_key = f"films/{request.id}/{request.attempt}/lantern.mp4"
@@ -145,7 +147,7 @@ class House:
             complete=True,
         )
         result = {"file": record.id, "seed": request.input["seed"]}
-        ending = Ending(outcome=Outcome.OK, result=result, fingerprint="timed-cpu")
+        ending = Ending(outcome=Outcome.OK, result=result, fingerprint="timed-cpu", timings=timings or {})
         await self.store.write(lambda conn: add_file(conn, record))
         self.end(request, ending)
         return record

@@ -149,6 +149,19 @@ async def test_result_is_the_bare_output_with_the_request_id(house: House) -> No
         assert (await client.get(answer.json()["video"]["url"])).status_code == 200
 
 
+async def test_time_in_the_runner_and_on_the_device_is_told_apart_from_waiting(house: House) -> None:
+    request_id = (await house.submit())["request_id"]
+    claimed = house.claim()
+    assert claimed is not None
+    house.clock.advance(9)
+    timings = {"queue": 4, "denoise": 3, "decode": 1, "close": 0.5, "publish": 0.25}
+    await house.finish(claimed, timings=timings)
+    async with house.client() as client:
+        path = f"/queue/{TURBO}/requests/{request_id}"
+        assert (await client.get(f"{path}/status")).json()["metrics"] == {"inference_time": 5.0}
+        assert (await client.get(path)).headers["x-stillmotion-device-seconds"] == "4.000"
+
+
 async def test_trap_2_11_every_spelling_of_a_request_reaches_it_without_a_redirect(house: House) -> None:
     request_id = (await house.submit())["request_id"]
     claimed = house.claim()

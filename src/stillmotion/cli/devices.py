@@ -24,7 +24,7 @@ COUNT_TIMEOUT_S = 60
 def choose(settings: Settings, engine: str = ENGINE) -> tuple[Profile, str, list[str]]:
     """Pick profile, the reason for it, and its devices."""
     asked = settings.devices or ["auto"]
-    present = cuda_devices() if asked != ["cpu"] else 0
+    present = cuda_devices() if set(asked) != {"cpu"} else 0
     if engine == ENGINE:
         profile, why = choose_profile(settings.profile, present > 0, settings.data_dir)
     else:
@@ -37,8 +37,13 @@ def choose(settings: Settings, engine: str = ENGINE) -> tuple[Profile, str, list
     for device in asked:
         if not _DEVICE.fullmatch(device) or device not in known:
             raise UserError(f"Device {device!r} is not here; there is {', '.join(sorted(known))}, or auto.")
-    if len(set(asked)) < len(asked):
-        raise UserError(f"Devices {','.join(asked)} name one twice; each device takes one runner.")
+    twice = {device for device in asked if asked.count(device) > 1}
+    # Compiled code is kept for each device by one runner.
+    if twice and (twice != {"cpu"} or settings.compile != "off"):
+        raise UserError(
+            f"Devices {','.join(asked)} name one twice; a CUDA device takes one runner, and so does cpu when "
+            f"networks are compiled. Name each once, or cpu several times with compile off."
+        )
     return profile, why, asked
 
 

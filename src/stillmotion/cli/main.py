@@ -49,7 +49,7 @@ ProfileName = Annotated[
     str | None, typer.Option("--profile", help="Weights to run: auto, pocket or svd.", show_default=False)
 ]
 Devices = Annotated[
-    str | None, typer.Option("--devices", help="cpu, cuda:0,cuda:1,… or auto.", show_default=False)
+    str | None, typer.Option("--devices", help="cpu, cpu,cpu, cuda:0,cuda:1,… or auto.", show_default=False)
 ]
 #: Highest limit a key can have; the database's numbers end somewhere.
 MOST = 1_000_000_000
@@ -83,7 +83,10 @@ def serve(
     devices: Devices = None,
     engine: Engine = None,
 ) -> None:
-    """Run the server: HTTP, queue and runners in one go. SIGTERM drains it, a second one stops it."""
+    """Run the server: HTTP, queue and runners in one go. SIGTERM drains it, a second one stops it.
+
+    All other settings are environment variables; `stillmotion settings` lists them.
+    """
     from stillmotion.cli.devices import ENGINE
     from stillmotion.cli.serve import serve
     from stillmotion.settings import load_settings
@@ -351,7 +354,7 @@ def bench(
 
 @app.command()
 def backup(
-    target: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write: a new or an empty one.")],
     data_dir: DataDir = None,
     media: Annotated[bool, typer.Option("--media", help="Copy films and uploads too.")] = False,
 ) -> None:

@@ -35,6 +35,9 @@ ECHO_CHARACTERS = 100
 #: Longest payload a webhook carries (1 MiB).
 PAYLOAD_BYTES = 1024 * 1024
 
+#: What a request's timings hold besides the stages that need its device.
+OFF_DEVICE = {"queue", "close", "publish"}
+
 #: The query parameter that carries a temporary token, on streams only.
 TOKEN_PARAMETER = "fal_jwt_token"  # noqa: S105 - a name
 #: A comment, which every reader of server-sent events skips.
@@ -119,10 +122,16 @@ def stream_error(reason: Failure) -> dict[str, Any]:
 
 
 def inference_time(request: Request) -> float:
-    """Return the seconds from the last claim to the end; 0 when it never started."""
+    """Return the seconds from the film's beginning to its end; without a film from the last claim, if any."""
     if request.started is None or request.finished is None:
         return 0.0
-    return round(max(request.finished - request.started, 0.0), 3)
+    began = request.created + request.timings["queue"] if request.timings else request.started
+    return round(max(request.finished - began, 0.0), 3)
+
+
+def device_seconds(request: Request) -> float:
+    """Return for how long the film had its device to itself."""
+    return round(sum(s for stage, s in request.timings.items() if stage not in OFF_DEVICE), 3)
 
 
 def log_entry(line: LogLine) -> dict[str, Any]:

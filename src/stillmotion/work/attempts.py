@@ -55,7 +55,13 @@ class Attempt:
     """What the worker holds while a request is its own."""
 
     def __init__(
-        self, request: Request, runner: Runner, notes: Notes, scratch: Path, held_until: float
+        self,
+        request: Request,
+        runner: Runner,
+        notes: Notes,
+        scratch: Path,
+        held_until: float,
+        claimed: float,
     ) -> None:
         self.request = request
         self.key = (request.id, request.attempt)
@@ -64,9 +70,13 @@ class Attempt:
         self.notes = notes
         #: Steady second by which the lease must be renewed, else the work is dropped.
         self.held_until = held_until
+        #: Monotonic second of the claim.
+        self.claimed = claimed
         self.stop: Stop | None = None
         #: Steady second at which a cancelled runner is killed.
         self.kill_at: float | None = None
+        #: True once its turn on the device came.
+        self.had_device = False
         #: True while the runner works on it.
         self.running = False
         #: How the runner died on it, if it did.
@@ -74,6 +84,14 @@ class Attempt:
         #: Seconds the finished film took to reach the media store.
         self.publish_s = 0.0
         self._preparing: asyncio.Task[Assignment] | None = None
+
+    @property
+    def may_share(self) -> bool:
+        """Whether a runner may have another film under way beside it.
+
+        Not when it has failed to end before: should the runner die, it must be known of which.
+        """
+        return self.request.attempt == 1 and self.request.retry
 
     async def prepare(self, work: Coroutine[Any, Any, Assignment]) -> Assignment:
         """Do `work` before the runner gets the job; raises Stopped as soon as the attempt is stopped.

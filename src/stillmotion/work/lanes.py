@@ -1,4 +1,8 @@
-"""One device and the runner that holds it: started, started again after a pause, ended."""
+"""One device and the runner that holds it: started, started again after a pause, ended; and whose turn it is.
+
+An attempt is prepared while the one before it is decoded, begins when that one is off the device, and ends
+after it: mostly one attempt is on the device, one before it, one behind it.
+"""
 
 import asyncio
 import logging
@@ -7,9 +11,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stillmotion.errors import RunnerGone
+from stillmotion.wakeup import Wakeup
+from stillmotion.work.attempts import Attempt
 from stillmotion.work.runners import Runner, start_runner
 
 RESTART_FIRST_S, RESTART_LAST_S = 0.5, 30.0
+#: A picture that takes longer to come no longer keeps the device from the next request.
+SLOW_S = 1.0
+#: Attempts that may be before the device, waiting for slow pictures.
+MOST_AHEAD = 4
 
 log = logging.getLogger("stillmotion.worker")
 
@@ -24,12 +34,69 @@ class Lane:
         self.starts = 0
         #: Why no runner is ready, for people.
         self.reason = f"the runner on {device} is starting"
+        #: Attempts that were claimed for it and have not ended.
+        self.attempts: list[Attempt] = []
+        self.on_device: Attempt | None = None
+        #: Those that need nothing any more but the device, first come first.
+        self._prepared: list[Attempt] = []
+        self._hints = Wakeup()
         self._ending = ending
         self._on_gone = on_gone
 
     @property
     def ready(self) -> bool:
         return self.runner is not None and self.runner.ready
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and not self.attempts
+
+    @property
+    def waiting(self) -> list[Attempt]:
+        """Attempts that the device has still to take."""
+        return [attempt for attempt in self.attempts if not attempt.had_device]
+
+    def wants_another(self, now: float) -> bool:
+        """Whether the device is free, or will be in a moment, and nobody is about to take it."""
+        if self.on_device is not None and not self.on_device.notes.denoised:
+            return False
+        waiting = self.waiting
+        slow = all(now > attempt.claimed + SLOW_S and attempt not in self._prepared for attempt in waiting)
+        return slow and len(waiting) < MOST_AHEAD
+
+    async def take(self, attempt: Attempt) -> None:
+        """Wait until the device is the attempt's."""
+        self._prepared.append(attempt)
+        try:
+            while not self._may_take(attempt):
+                await self.moved()
+            self.on_device, attempt.had_device = attempt, True
+        finally:
+            self._prepared.remove(attempt)
+
+    def _may_take(self, attempt: Attempt) -> bool:
+        others = [other for other in self.attempts if other.running]
+        apart = all(each.may_share for each in (attempt, *others))
+        return self.on_device is None and self._prepared[0] is attempt and (apart or not others)
+
+    def leave(self, attempt: Attempt) -> None:
+        """Give the device up, if it is the attempt's."""
+        if self.on_device is attempt:
+            self.on_device = None
+        self.hint()
+
+    def tell(self) -> None:
+        """Hear that the attempt on the device came further."""
+        if self.on_device is not None and self.on_device.notes.off_device:
+            self.on_device = None
+        self.hint()
+
+    def hint(self) -> None:
+        self._hints.notify("moved")
+
+    async def moved(self) -> None:
+        """Wait until something changed for those who wait for this device, or a second."""
+        await self._hints.wait("moved", SLOW_S)
 
     async def start(self, engine: str, opening: Mapping[str, Any], timeout_s: float) -> None:
         """Try once to get a runner, after the pause that earlier tries ask for."""
@@ -53,6 +120,7 @@ class Lane:
             self.reason = f"the runner on {self.device} died and is being replaced"
 
     def end(self) -> None:
+        self.hint()
         if self.runner is not None:
             self.runner.kill("the worker ends")
 

@@ -16,10 +16,12 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from stillmotion.clock import Clock
 from stillmotion.errors import RunnerGone
+from stillmotion.reporting import DENOISE
 from stillmotion.runner import LINE_LIMIT
 from stillmotion.settings import Settings, shell_environment
 from stillmotion.types import Assignment, Failure, Film, Level, LogLine
@@ -51,15 +53,23 @@ Reply = Film | Failure | Cancelled
 
 
 class Notes:
-    """What one attempt has told; the worker writes what is waiting and then says that it is written."""
+    """What one attempt has told; the worker writes what is waiting and then says that it is written.
 
-    def __init__(self, clock: Clock, news: asyncio.Event) -> None:
+    `on_step` is called when `denoised` or `off_device` becomes true.
+    """
+
+    def __init__(self, clock: Clock, news: asyncio.Event, on_step: Callable[[], None] = lambda: None) -> None:
         self.lines: list[LogLine] = []
         self.progress: Mapping[str, Any] | None = None
         #: Unix seconds at which the runner took the job; None while it has not.
         self.began: float | None = None
+        #: True once the device has only the decoding left to do.
+        self.denoised = False
+        #: True once the device may take the next film.
+        self.off_device = False
         self._clock = clock
         self._news = news
+        self._on_step = on_step
         self._chars = 0
         self._dropped = 0
 
@@ -77,6 +87,13 @@ class Notes:
     def tell_progress(self, progress: Mapping[str, Any]) -> None:
         self.progress = progress
         self._news.set()
+        if progress["stage"] == DENOISE and progress["step"] == progress["steps"]:
+            self.denoised = True
+            self._on_step()
+
+    def leave_device(self) -> None:
+        self.off_device = True
+        self._on_step()
 
     def written(self, lines: int, progress: Mapping[str, Any] | None) -> None:
         """Forget the first `lines` lines, and the progress unless a newer one came."""
@@ -133,8 +150,23 @@ class Printed:
         os.close(self._pipe)
 
 
+@dataclass
+class UnderWay:
+    """A film that the child was given and has not answered for."""
+
+    notes: Notes
+    answer: asyncio.Future[Reply]
+
+    def reply(self, reply: Reply) -> None:
+        if not self.answer.done():
+            self.answer.set_result(reply)
+
+
 class Runner:
-    """One child process; make it with `start_runner`."""
+    """One child process; make it with `start_runner`.
+
+    It may be given the next film while the last one is off the device and not answered for.
+    """
 
     def __init__(self, device: str, on_gone: Callable[[], None]) -> None:
         self.device = device
@@ -150,10 +182,12 @@ class Runner:
         self._why: str | None = None
         self._gone: str | None = None
         self._on_gone = on_gone
-        self._key: tuple[str, int] | None = None
-        self._notes: Notes | None = None
+        self._under_way: dict[tuple[str, int], UnderWay] = {}
+        #: How many films it worked on when it ended; of two nobody knows which it died of.
+        self.died_of = 0
+        #: Whose what it prints is.
+        self._on_device: Notes | None = None
         self._last_line = ""
-        self._answer: asyncio.Future[Reply] | None = None
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._printed: tuple[Printed, ...] = ()
 
@@ -199,18 +233,23 @@ class Runner:
         """Have one film made; raises RunnerGone."""
         if self._gone is not None:
             raise RunnerGone(self._gone)
-        self._key = (assignment.request_id, assignment.attempt)
-        self._notes = notes
-        self._answer = asyncio.get_running_loop().create_future()
+        key = (assignment.request_id, assignment.attempt)
+        self._on_device = notes
+        film = self._under_way[key] = UnderWay(notes, asyncio.get_running_loop().create_future())
         self._still_s = 0.0
         self._send({"type": "run", "assignment": assignment.to_json()})
         try:
-            return await self._answer
+            return await film.answer
         finally:
+            self._clear_device(notes)
+            del self._under_way[key]
+
+    def _clear_device(self, notes: Notes) -> None:
+        if self._on_device is notes:
             if self._gone is None:
                 for pipe in self._printed:
                     pipe.flush()
-            self._key = self._notes = self._answer = None
+            self._on_device = None
 
     def cancel(self, request_id: str, attempt: int) -> None:
         """Ask for an attempt to stop at its next step."""
@@ -272,8 +311,10 @@ class Runner:
         if not self._opened.done() and self._last_line and self._why is None:
             gone += f": {self._last_line}"
         self._gone = gone
-        for waiting in (self._opened, self._answer):
-            if waiting is not None and not waiting.done():
+        films = self._under_way.values()
+        self.died_of = sum(film.notes.began is not None and not film.answer.done() for film in films)
+        for waiting in (self._opened, *(film.answer for film in films)):
+            if not waiting.done():
                 waiting.set_exception(RunnerGone(gone))
                 waiting.exception()  # marks it as seen: nobody may be waiting
         self._on_gone()
@@ -311,41 +352,39 @@ class Runner:
                 log.info("runner warm device=%s sizes=%d after_s=%.1f", self.device, self.sizes, took_s)
         elif kind == "fatal":
             self._why = str(message["message"])
-        elif (message["request_id"], message["attempt"]) == self._key:
-            self._hear(kind, message)
+        elif (film := self._under_way.get((message["request_id"], message["attempt"]))) is not None:
+            self._hear(film, kind, message)
 
-    def _hear(self, kind: str, message: dict[str, Any]) -> None:
-        """Take a message about the attempt under way."""
-        assert self._notes is not None
+    def _hear(self, film: UnderWay, kind: str, message: dict[str, Any]) -> None:
+        """Take a message about an attempt under way."""
         if kind == "started":
-            self._notes.begin()
+            film.notes.begin()
         elif kind == "log":
-            self._notes.log(str(message["message"]), Level(message["level"]))
+            film.notes.log(str(message["message"]), Level(message["level"]))
         elif kind == "progress":
             told = {
                 "stage": str(message["stage"]),
                 "step": int(message["step"]),
                 "steps": int(message["steps"]),
             }
-            self._notes.tell_progress(told)
+            film.notes.tell_progress(told)
+        elif kind == "off_device":
+            self._clear_device(film.notes)
+            film.notes.leave_device()
         elif kind == "done":
-            self._reply(Film(**message["film"]))
+            film.reply(Film(**message["film"]))
         elif kind == "cancelled":
-            self._reply(Cancelled())
+            film.reply(Cancelled())
         elif kind == "failed":
             if trace := message.get("trace"):
                 log.error("%s failed in the model device=%s\n%s", message["request_id"], self.device, trace)
-            self._reply(Failure(**message["failure"]))
+            film.reply(Failure(**message["failure"]))
         else:
             raise ValueError(f"unknown message {kind!r}")
 
-    def _reply(self, reply: Reply) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(reply)
-
     def _say(self, line: str, level: Level) -> None:
-        if self._notes is not None:
-            self._notes.log(line, level)
+        if self._on_device is not None:
+            self._on_device.log(line, level)
             return
         self._last_line = line
         log.info("runner printed device=%s level=%s: %s", self.device, level, line)

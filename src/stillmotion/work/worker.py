@@ -4,7 +4,10 @@ Invariants:
 - A request is touched only as (id, attempt); the store refuses a stale attempt, and that is no error.
 - Bytes lie whole in the media store before the transaction that names them; a loser's bytes are deleted.
 - A lease that could not be renewed in time ends the work here before anyone else may begin it.
-- Only a runner that died or hung on a request counts as its crash; drain, stop and lost leases do not.
+- Only a runner that died or hung on a request counts as its crash; drain, stop and lost leases do not, nor
+  does a death with two requests under way: each then runs with none beside it.
+- A request is claimed when a device has nothing but the decoding of the last one left to do, no sooner, and
+  not when another device is idle.
 - A store that does not answer stops nothing for good: every write is tried again, the lease guards it.
 - `run` returns only when every child is reaped.
 """
@@ -25,7 +28,7 @@ from stillmotion.settings import DAY_S, Settings
 from stillmotion.store import queue
 from stillmotion.store.logs import append_logs
 from stillmotion.store.open import Store
-from stillmotion.types import Assignment, Failure, FileRecord, Film, Readiness, Request, Warmth
+from stillmotion.types import Assignment, Failure, FileRecord, Film, Level, Readiness, Request, Warmth
 from stillmotion.wakeup import Wakeup
 from stillmotion.work.attempts import PICTURE, Attempt, Stop, Stopped, Unprepared
 from stillmotion.work.lanes import Lane, happens, pause_s
@@ -66,6 +69,7 @@ class Worker:
         self._wakeup = wakeup
         self._profile = profile
         self._engine = engine
+        self._scratch = settings.data_dir.absolute() / "scratch"
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._ledger = asyncio.Lock()
         self._news = asyncio.Event()
@@ -96,10 +100,13 @@ class Worker:
         self._ending.set()
         self._wakeup.notify("queue")
         asyncio.get_running_loop().call_later(self._settings.drain_grace_s, self.stop)
-        busy = {attempt.runner for attempt in self._attempts.values()}
         for lane in self._lanes:
-            if lane.runner not in busy:
+            if lane.on_device is not None:
+                for attempt in lane.waiting:
+                    attempt.drop(Stop.ENDING)
+            if not lane.attempts:
                 lane.end()
+            lane.hint()
 
     def stop(self) -> None:
         """End at once: kill every runner and give running requests back to their places."""
@@ -131,16 +138,30 @@ class Worker:
 
     async def _work(self, lane: Lane) -> None:
         try:
-            while not self._ending.is_set():
-                runner = lane.runner
-                if runner is None or runner.is_gone:
-                    await self._start(lane)
-                elif (request := await self._claim(lane)) is None:
-                    await self._wakeup.wait("queue", LOOK_S)
-                else:
-                    await self._serve(lane, runner, request)
+            async with asyncio.TaskGroup() as serving:
+                while not self._ending.is_set():
+                    runner = lane.runner
+                    if runner is None or runner.is_gone:
+                        # What it had goes back to its place before anything else is claimed.
+                        if lane.attempts:
+                            await lane.moved()
+                        else:
+                            await self._start(lane)
+                    elif not self._may_claim(lane):
+                        await lane.moved()
+                    elif (request := await self._claim(lane)) is None:
+                        await self._wakeup.wait("queue", LOOK_S)
+                    else:
+                        serving.create_task(self._serve(lane, self._hold(lane, runner, request)))
         finally:
             await lane.ended()
+
+    def _may_claim(self, lane: Lane) -> bool:
+        # What this device would only prepare, an idle one begins at once.
+        ahead = lane.on_device is not None
+        if ahead and any(other.idle for other in self._lanes):
+            return False
+        return lane.wants_another(self._clock.monotonic())
 
     async def _start(self, lane: Lane) -> None:
         opening = opening_for(self._settings, self._profile, lane.device)
@@ -172,32 +193,45 @@ class Worker:
 
     # The life of one attempt
 
-    async def _serve(self, lane: Lane, runner: Runner, request: Request) -> None:
-        scratch = self._settings.data_dir.absolute() / "scratch"
+    def _hold(self, lane: Lane, runner: Runner, request: Request) -> Attempt:
         assert request.lease_until is not None, "a claimed request has a lease"
-        held_until = self._fence(request.lease_until)
-        attempt = Attempt(request, runner, Notes(self._clock, self._news), scratch, held_until)
+        attempt = Attempt(
+            request,
+            runner,
+            Notes(self._clock, self._news, lane.tell),
+            self._scratch,
+            held_until=self._fence(request.lease_until),
+            claimed=self._clock.monotonic(),
+        )
         self._attempts[attempt.key] = attempt
-        if self._stopped:
+        lane.attempts.append(attempt)
+        # The worker may have been told to end while this was being claimed.
+        if self._stopped or (self._ending.is_set() and lane.on_device is not None):
             attempt.drop(Stop.ENDING)
+        return attempt
+
+    async def _serve(self, lane: Lane, attempt: Attempt) -> None:
+        request = attempt.request
         log.info("%s started attempt=%d device=%s", *attempt.key, lane.device)
         attempt.notes.log(f"started on {lane.device}" + (" again" if request.attempt > 1 else ""))
         self._wakeup.notify(f"request:{request.id}")
         try:
-            reply = await self._make(attempt)
+            reply = await self._make(lane, attempt)
             if reply is not None:
                 lane.starts = 0
             await self._settle(attempt, reply)
         finally:
             self._attempts.pop(attempt.key, None)
-            await asyncio.to_thread(shutil.rmtree, scratch / request.id, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, self._scratch / request.id, ignore_errors=True)
+            lane.attempts.remove(attempt)
+            lane.hint()
         self._wakeup.notify("queue")
 
-    async def _make(self, attempt: Attempt) -> Reply | None:
+    async def _make(self, lane: Lane, attempt: Attempt) -> Reply | None:
         """Have the film made; None when there is no answer: the runner died, or the attempt was stopped."""
         request_id = attempt.key[0]
         try:
-            assignment = await attempt.prepare(self._place_inputs(attempt))
+            assignment = await attempt.prepare(self._prepare(lane, attempt))
             attempt.running = True
             return await attempt.runner.run(assignment, attempt.notes)
         except InputRefused as refused:
@@ -212,12 +246,18 @@ class Worker:
                 return Cancelled()
             # A runner that died before it took the job did not die of it.
             if attempt.stop is None and attempt.notes.began is not None:
-                attempt.crash = str(end)
+                if attempt.runner.died_of == 1:
+                    attempt.crash = str(end)
+                else:
+                    told = f"the runner died ({end}) with two films; this one runs again"
+                    attempt.notes.log(told, Level.WARN)
         finally:
             attempt.running = False
+            lane.leave(attempt)
         return None
 
-    async def _place_inputs(self, attempt: Attempt) -> Assignment:
+    async def _prepare(self, lane: Lane, attempt: Attempt) -> Assignment:
+        """Place what the runner needs, and wait until it can take it."""
         attempt.folder.mkdir(parents=True, exist_ok=True)
         if attempt.request.picture is not None:
             await place_picture(
@@ -228,7 +268,9 @@ class Worker:
                 media=self._media,
                 clock=self._clock,
             )
-        return attempt.assignment()
+        assignment = attempt.assignment()
+        await lane.take(attempt)
+        return assignment
 
     async def _settle(self, attempt: Attempt, reply: Reply | None) -> None:
         """Publish what became of the attempt; a refusal means that it was no longer ours."""

@@ -32,6 +32,8 @@ async def answer_result(site: Site, request: Request) -> Response:
     headers = {REQUEST_ID: request.id}
     if request.fingerprint is not None:
         headers["x-stillmotion-fingerprint"] = request.fingerprint
+    if request.timings:
+        headers["x-stillmotion-device-seconds"] = f"{wire.device_seconds(request):.3f}"
     output = await find_output(site, request)
     if isinstance(output, Failure):
         return failed(output, headers)

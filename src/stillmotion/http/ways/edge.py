@@ -31,8 +31,9 @@ CORS = {
     "access-control-allow-origin": "*",
     "access-control-expose-headers": (
         "x-fal-request-id, x-fal-error-type, x-fal-request-timeout-type, x-fal-billable-units, "
-        "x-fal-retryable, x-fal-needs-retry, x-stillmotion-fingerprint, retry-after, etag, content-range, "
-        "content-length, content-disposition, accept-ranges, expires, last-modified"
+        "x-fal-retryable, x-fal-needs-retry, x-stillmotion-fingerprint, x-stillmotion-device-seconds, "
+        "retry-after, etag, content-range, content-length, content-disposition, accept-ranges, expires, "
+        "last-modified"
     ),
 }
 _PREFLIGHT = {
