@@ -12,10 +12,12 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One process per core of a small machine; files stay whole, so their servers are started once.
 PARALLEL := -n 2 --dist loadfile
 TEST_ARGS ?=
+BENCH_ARGS ?=
 # Kills of `make faults` with the timed engine.
 KILLS ?= 300
-# Trials of each gate.
+# Trials of each gate, and processes that make them.
 N ?= 400
+JOBS ?= 2
 MINUTES ?= 30
 
 setup: .venv/.installed  ## install into .venv; afterwards .venv/bin/stillmotion works
@@ -46,8 +48,8 @@ bench: .venv/.installed-dev  ## ready time, stopwatches, seconds per video, stat
 	$(BIN)/python -m bench.serve
 soak: .venv/.installed-dev  ## half an hour at full rate with 1 % faults: does anything grow? (MINUTES=30)
 	$(BIN)/python -m bench.soak --minutes $(MINUTES)
-bench-gpu: setup  ## full-size networks with random weights on CUDA, beside stock diffusers
-	$(BIN)/python -m bench.gpu
+bench-gpu: setup  ## full-size networks with random weights on CUDA (BENCH_ARGS="--results FILE --minutes 6")
+	$(BIN)/python -m bench.gpu $(BENCH_ARGS)
 faults: .venv/.installed-dev  ## kill the server or its runner 300 times under load, 20 with the small weights (KILLS=300)
 	KILLS=$(KILLS) $(BIN)/python -m pytest tests/faults -s $(TEST_ARGS)
 	KILLS=20 KILL_ENGINE=pocket $(BIN)/python -m pytest tests/faults/test_kills.py -s $(TEST_ARGS)
@@ -56,8 +58,8 @@ docs: .venv/.installed-dev  ## write docs/settings.md anew from the settings
 train-pocket: .venv/.installed-dev  ## train the small weights from nothing (about 4 hours on one core)
 	for step in codec text vision picture video decoder; do $(BIN)/python -m training.train_$$step || exit; done
 	$(BIN)/python -m training.export
-gates: .venv/.installed-dev  ## hold the small weights against their gates; goes on where it stopped (N=400)
-	$(BIN)/python -m training.gates --n $(N)
+gates: .venv/.installed-dev  ## hold the small weights against their gates; goes on where it stopped (N=400 JOBS=2)
+	$(BIN)/python -m training.gates --n $(N) --jobs $(JOBS)
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -65,6 +67,7 @@ help:  ## this list
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none is on the PATH."; exit 1; }
+	@echo "Installing into .venv; the downloads take a minute or several."
 	$(PYTHON) -m venv .venv
 
 # Torch goes first and alone, so that TORCH_INDEX decides its build and nothing else.

@@ -67,9 +67,7 @@ def read_rows(data_dir: Path, made: Iterable[Made]) -> list[Request]:
 def measure_films(folder: Path, films: int) -> list[Row]:
     """Make turbo and high-quality films with the pocket weights, after one of each to warm up."""
     with Server(folder / "films") as server, server.client() as client:
-        first = make(client, TURBO, {"prompt": PROMPT})
-        picture = upload(client, first_frame(client, first.url, folder))
-        make(client, QUALITY, {"image_url": picture})
+        picture = warm_up(client, folder)
         turbo = [make(client, TURBO, {"prompt": PROMPT, "seed": seed}) for seed in range(films)]
         quality = [make(client, QUALITY, {"image_url": picture, "seed": seed}) for seed in range(films)]
         peaks = peak_mib(server.process.pid), peak_mib(runner_pid(server.process.pid))
@@ -86,6 +84,14 @@ def measure_films(folder: Path, films: int) -> list[Row]:
             "peak memory, runner", f"{peaks[1]:.0f} MiB", f"VmHWM of the child that holds torch, after {said}"
         ),
     ]
+
+
+def warm_up(client: httpx.Client, folder: Path) -> str:
+    """Make one film of each kind; returns the URL of a picture, the first one's first frame."""
+    first = make(client, TURBO, {"prompt": PROMPT})
+    picture = upload(client, first_frame(client, first.url, folder))
+    make(client, QUALITY, {"image_url": picture})
+    return picture
 
 
 def first_frame(client: httpx.Client, url: str, folder: Path) -> Path:

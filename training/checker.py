@@ -172,7 +172,9 @@ class Checker:
 
     @torch.no_grad()
     def direction(self, made: torch.Tensor) -> str:
-        return WAYS[int(self.moves(made[None, list(WATCHED)])[0].argmax())]
+        """Name where a film goes; the frames of it, or those in WATCHED alone."""
+        watched = made[list(WATCHED)] if len(made) == FRAMES else made
+        return WAYS[int(self.moves(watched[None])[0].argmax())]
 
 
 def main() -> None:

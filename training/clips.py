@@ -1,6 +1,7 @@
 """Clips for the film model: latents of some frames, the conditioning latents and the image embedding."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -66,6 +67,7 @@ class Clips:
     embedding: torch.Tensor  #: B x 1 x D
     frames: torch.Tensor  #: B x T
     buckets: torch.Tensor  #: B
+    scenes: list[Scene | None]  #: B; a picture from elsewhere has none
 
 
 def some_frames(rng: random.Random, count: int) -> list[int]:
@@ -79,8 +81,15 @@ def some_frames(rng: random.Random, count: int) -> list[int]:
     return sorted(rng.sample(range(FRAMES), count))
 
 
-def draw_clips(studio: Studio, rng: random.Random, size: tuple[int, int], count: int, length: int) -> Clips:
-    scenes = [draw_scene(rng, size) for _ in range(count)]
+def draw_clips(
+    studio: Studio,
+    rng: random.Random,
+    size: tuple[int, int],
+    count: int,
+    length: int,
+    draw: Callable[[random.Random, tuple[int, int]], Scene] = draw_scene,
+) -> Clips:
+    scenes = [draw(rng, size) for _ in range(count)]
     clips = clips_of(studio, scenes, [some_frames(rng, length) for _ in scenes])
     for i in range(count):
         if rng.random() < STRANGE_SHARE:
@@ -90,6 +99,7 @@ def draw_clips(studio: Studio, rng: random.Random, size: tuple[int, int], count:
 
 def hold(studio: Studio, clips: Clips, i: int, picture: torch.Tensor) -> None:
     """Let a clip be of a picture from elsewhere, which stands still: nothing in it is known to move."""
+    clips.scenes[i] = None
     clips.picture[i] = studio.cells.encode(picture[None])[0]
     clips.clean[i] = clips.picture[i] * codec.SCALING
     with torch.no_grad():
@@ -104,4 +114,5 @@ def clips_of(studio: Studio, scenes: list[Scene], frames: list[list[int]]) -> Cl
         embedding=torch.stack([studio.embed(s) for s in scenes])[:, None],
         frames=torch.tensor(frames),
         buckets=torch.tensor([s.bucket for s in scenes], dtype=torch.float32),
+        scenes=list(scenes),
     )

@@ -1,7 +1,14 @@
-"""Sentences from outside the vocabulary, so that the text side learns to know what it does not know."""
+"""From outside the little world: sentences, of which training sees some, and pictures it never sees."""
 
+import gzip
 import random
 import string
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
 
 _TAUGHT = (
     "dog horse woman man child cat elephant tiger dragon robot king queen doctor soldier knight "
@@ -52,3 +59,58 @@ def with_foreign_words(text: str, rng: random.Random) -> str:
     place = rng.choice((0, len(words), rng.randint(0, len(words))))
     aside = foreign_caption(rng, kept_back=False).split(" ")[: rng.randint(1, 4)]
     return " ".join((*words[:place], *aside, *words[place:]))
+
+
+@cache
+def _photographs() -> tuple[Image.Image, ...]:
+    """A portrait, a mountain range's heights as a picture, a slice of a head: what matplotlib has with it."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "sample_data"
+    with Image.open(folder / "grace_hopper.jpg") as opened:
+        portrait = opened.convert("RGB")
+    heights = np.load(folder / "jacksboro_fault_dem.npz")["elevation"].astype(np.float32)
+    slopes = np.clip(128 + 6 * (heights[1:, 1:] - heights[:-1, :-1]), 0, 255).astype(np.uint8)
+    with gzip.open(folder / "s1045.ima.gz") as file:
+        head = np.frombuffer(file.read(), np.uint16).reshape(256, 256)
+    head = np.clip(head / np.percentile(head, 99.5) * 255, 0, 255).astype(np.uint8)
+    return portrait, *(Image.fromarray(grey).convert("RGB") for grey in (slopes, head))
+
+
+def _photograph(rng: random.Random, width: int, height: int) -> Image.Image:
+    whole = rng.choice(_photographs())
+    across = min(rng.uniform(0.5, 1) * whole.width, whole.height * width / height)
+    down = across * height / width
+    left, top = rng.uniform(0, whole.width - across), rng.uniform(0, whole.height - down)
+    box = (left, top, left + across, top + down)
+    cut = whole.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cut
+
+
+def _screenshot(rng: random.Random, width: int, height: int) -> Image.Image:
+    """A window with a page of source code, dark or light."""
+    paper, ink = ((250, 250, 252), (40, 42, 54)) if rng.random() < 0.5 else ((30, 31, 40), (220, 222, 230))
+    shot = Image.new("RGB", (width, height), paper)
+    pen, size = ImageDraw.Draw(shot), rng.choice((9, 11, 13, 16))
+    font, lines = ImageFont.load_default(size), Path(random.__file__).read_text().splitlines()
+    first, bar = rng.randrange(len(lines) - 40), rng.randint(14, 30)
+    colours = [tuple(rng.randrange(256) for _ in range(3)) for _ in range(4)]
+    for number, line in enumerate(lines[first : first + 40]):
+        inked = colours[0] if line.lstrip().startswith(("#", "def", "class")) else ink
+        pen.text((70, bar + 6 + number * round(1.4 * size)), line, fill=inked, font=font)
+    pen.rectangle((0, 0, width, bar), fill=colours[1])
+    pen.rectangle((0, bar, rng.randint(30, 62), height), fill=colours[2])
+    pen.ellipse((8, 4, bar, bar - 4), fill=colours[3])
+    return shot
+
+
+def foreign_picture(rng: random.Random, width: int, height: int) -> torch.Tensor:
+    """Noise, a photograph or a screenshot, 3 x H x W in [0, 1]; for judging, never for training."""
+    kind = rng.randrange(3)
+    if kind == 0:
+        grain = rng.choice((1, 1, 4, 16))
+        noise = np.random.default_rng(rng.getrandbits(32)).random((height // grain, width // grain, 3))
+        pixels = np.kron(noise, np.ones((grain, grain, 1)))
+    else:
+        pixels = np.asarray((_photograph, _screenshot)[kind - 1](rng, width, height)) / 255
+    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).contiguous()

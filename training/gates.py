@@ -1,8 +1,8 @@
 """Hold the shipped weights against their gates: `python -m training.gates --n 400`.
 
 Trials are kept in `.pocket/gates/`, by the weights' digest, so that a run goes on where the last one stopped,
-in as many sittings as it takes. Each ends with the table in docs/pocket.md and the figures in
-training/gates.json, which the tests hold later weights against.
+in as many sittings and processes as it takes. Each ends with the table in docs/pocket.md, contact sheets
+beside the trials, and the figures in training/gates.json, which the tests hold later weights against.
 """
 
 import argparse
@@ -13,18 +13,28 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
-from training.checker import Checker
+from stillmotion.profiles import load_profile
+from training.checker import FOLDER, Checker
 from training.loop import STATE, WEIGHTS
-from training.maker import Maker
-from training.trials import PARTS, Bench, Record
+from training.product import Product
+from training.sheets import save_sheet, stack
+from training.trials import EDITION, PARTS, Bench, Record, Tried
 
 REPORT = Path("training/gates.json")
 PAGE = Path("docs/pocket.md")
+#: Written by `python -m bench.speed`; a timing is no trial.
+SPEED = Path("bench/speed.json")
 BEGIN, END = "<!-- gates -->", "<!-- /gates -->"
+#: What may come on top of chance: a judge that learned nothing still names one class or another.
+CHANCE = 0.05
+#: Of each part so many first trials are shown on its contact sheet, and so many of those that failed.
+SHOWN, FAILED = 8, 24
 #: The trials that the tests repeat, and what may be lost by chance or by another processor's arithmetic.
 RATCHET_TRIALS = 4
 RATCHET = {
@@ -66,7 +76,9 @@ def mean(key: str, less: str | None = None) -> Measure:
     def measure(records: list[Record]) -> Estimate:
         values = [float(r[key]) - (float(r[less]) if less else 0) for r in records]
         middle = sum(values) / len(values)
-        spread = math.sqrt(sum((v - middle) ** 2 for v in values) / max(1, len(values) - 1))
+        if len(values) == 1:
+            return Estimate(middle, -math.inf, math.inf)
+        spread = math.sqrt(sum((v - middle) ** 2 for v in values) / (len(values) - 1))
         half = 1.96 * spread / math.sqrt(len(values))
         return Estimate(middle, middle - half, middle + half)
 
@@ -85,6 +97,28 @@ def ratio(key: str, to: str) -> Measure:
         rng = random.Random(1)
         drawn = sorted(of(rng.choices(pairs, k=len(pairs))) for _ in range(1000))
         return Estimate(of(pairs), drawn[25], drawn[974])
+
+    return measure
+
+
+def worst(measure: Measure, by: str) -> Measure:
+    """The estimate of the group that does worst."""
+
+    def of(records: list[Record]) -> Estimate:
+        groups: dict[str, list[Record]] = {}
+        for record in records:
+            groups.setdefault(str(record[by]), []).append(record)
+        return min(map(measure, groups.values()), key=lambda found: found.low)
+
+    return of
+
+
+def alone(key: str) -> Measure:
+    """Share of records whose value no other one has."""
+
+    def measure(records: list[Record]) -> Estimate:
+        values = [record[key] for record in records]
+        return share("alone")([{"alone": values.count(value) == 1} for value in values])
 
     return measure
 
@@ -115,6 +149,11 @@ GATES = (
     Gate("the prompt's colour is in the film", "prompt", share("colour"), 0.95),
     Gate("the prompt's place is in the film", "prompt", share("place"), 0.95),
     Gate("the film goes the way the prompt says", "prompt", share("direction"), 0.9),
+    Gate("25 frames of the size asked for", "prompt", share("whole"), 0.95),
+    Gate(
+        "last frame's edges, as steep as the renderer's: worst of 7 sizes",
+        "prompt", worst(mean("steep_last"), "size"), 0.5, " ×",
+    ),
     Gate("frame 0 is the given picture", "picture", mean("first_db"), 25, " dB"),
     Gate("object and colour are kept to the last frame", "picture", share("kept"), 0.95),
     Gate("a film from a picture goes the right way", "picture", share("direction"), 0.9),
@@ -131,23 +170,42 @@ GATES = (
     Gate("2 steps are no worse than 1", "steps", mean("film_db_2", "film_db_1"), -0.1, " dB"),
     Gate("4 steps are no worse than 2", "steps", mean("film_db_4", "film_db_2"), -0.1, " dB"),
     Gate("8 steps are no worse than 4", "steps", mean("film_db_8", "film_db_4"), -0.1, " dB"),
-    Gate("the checker is as sure after 4 steps as after 1", "steps", mean("sure_4", "sure_1"), -0.01, ""),
-    Gate("4 steps are clean: the checker is 90 % sure", "steps", share("clean_4"), 0.95),
-    Gate("the same seed gives the same film", "seed", share("same"), 0.95),
-    Gate("another seed gives another film", "seed", share("other"), 0.95),
+    Gate("the checker is as sure after 2 steps as after 1", "steps", mean("sure_2", "sure_1"), -0.01, ""),
+    Gate("the checker is as sure after 4 steps as after 2", "steps", mean("sure_4", "sure_2"), -0.01, ""),
+    Gate("the checker is as sure after 8 steps as after 4", "steps", mean("sure_8", "sure_4"), -0.01, ""),
+    Gate("4 steps are clean: as sure as nine tenths of the true film", "steps", share("clean_4"), 0.95),
+    Gate("the same seed gives the same bytes", "rocket", share("same"), 0.95),
+    Gate("another seed gives another film", "rocket", alone("film"), 0.95),
     Gate("the rocket that is about to take off takes off", "rocket", share("shown"), 0.9),
-    Gate("last frame's sharpness in all sizes", "size", mean("sharp_last"), 0.85, ""),
-    Gate("right way in all sizes", "size", share("direction"), 0.9),
     Gate("a prompt without a known word shows a scene", "unknown", share("shown"), 0.9),
+    Gate("and has the log line that says what is known", "unknown", share("told"), 0.95),
+    Gate("a prompt with known words does not", "prompt", share("quiet"), 0.95),
     Gate("a foreign picture gives a sensible film", "foreign", share("sensible"), 0.9),
     Gate("25 Euler steps: object and colour are kept", "quality", share("kept"), 0.95),
     Gate("25 Euler steps: right way", "quality", share("direction"), 0.9),
+    Gate(
+        "25 Euler steps: temporal difference beside the renderer's",
+        "quality", ratio("difference", "true_difference"), 1.5, " ×", True,
+    ),
+    Gate("checker: object of unseen renderer films", "checker", share("thing"), 0.99),
+    Gate("checker: colour", "checker", share("colour"), 0.99),
+    Gate("checker: place", "checker", share("place"), 0.99),
+    Gate("checker: direction", "checker", share("direction"), 0.99),
+    # At chance: no better than naming the likeliest always. Two of eight motions go up.
+    Gate("checker, shuffled labels: object", "checker", share("not thing"), CHANCE + 1 / 9, "%", True),
+    Gate("checker, shuffled labels: colour", "checker", share("not colour"), CHANCE + 1 / 8, "%", True),
+    Gate("checker, shuffled labels: place", "checker", share("not place"), CHANCE + 1 / 6, "%", True),
+    Gate("checker, shuffled labels: direction", "checker", share("not direction"), CHANCE + 1 / 4, "%", True),
+    Gate("whole turbo request, 1024×576", "speed", mean("turbo"), 3, " s", True),
+    Gate("whole stable-video request, 1024×576", "speed", mean("quality"), 6, " s", True),
 )  # fmt: skip
 
 
 def digest(weights: Path) -> str:
-    """What the weights are, in a few letters."""
-    whole = hashlib.sha256()
+    """What films come from, in a few letters: the weights and the samplers' levels."""
+    samplers = load_profile("pocket").samplers
+    levels = [(s.sigma_min, s.sigma_max) for s in (samplers.lcm, samplers.euler)]
+    whole = hashlib.sha256(repr(levels).encode())
     for path in sorted(weights.rglob("*.safetensors")):
         whole.update(path.relative_to(weights).as_posix().encode() + path.read_bytes())
     return whole.hexdigest()[:16]
@@ -163,25 +221,84 @@ def kept(folder: Path) -> dict[str, dict[int, Record]]:
     return found
 
 
-def make_trials(bench: Bench, folder: Path, parts: list[str], n: int, minutes: float) -> None:
+@dataclass(frozen=True)
+class Order:
+    """What one process has to try; every `of`th trial is its own."""
+
+    weights: Path
+    folder: Path
+    parts: list[str]
+    n: int
+    #: On the steady clock, which all processes share.
+    until: float
+    turn: int = 0
+    of: int = 1
+
+
+def make_trials(order: Order) -> None:
     """Make what is missing, all parts side by side, until there are n of each or the time is up."""
-    end, done = time.monotonic() + 60 * minutes, kept(folder)
-    for index in range(n):
-        for part in parts:
+    with TemporaryDirectory(prefix="pocket-") as scratch:
+        make_missing(order, Bench(Product(order.weights, Path(scratch)), Checker()))
+
+
+def make_missing(order: Order, bench: Bench) -> None:
+    done = kept(order.folder)
+    for index in range(order.turn, order.n, order.of):
+        for part in order.parts:
             if index in done[part]:
                 continue
-            if time.monotonic() > end:
+            if time.monotonic() > order.until:
                 return
             with torch.no_grad():
-                record = PARTS[part](bench, index)
-            rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}
-            with (folder / f"{part}.jsonl").open("a") as file:
-                file.write(json.dumps({"trial": index, **rounded}) + "\n")
+                keep(PARTS[part](bench, index), order.folder, part, index)
+
+
+def keep(tried: Tried, folder: Path, part: str, index: int) -> None:
+    """Add a trial to its part's file in one write, and its strip if somebody should see it."""
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in tried.record.items()}
+    if index < SHOWN or failed(rounded):
+        rows = [list(row) for row in tried.rows]
+        save_sheet(rows, folder / "strips" / f"{part}-{index}.jpg", 800 // len(rows[0]))
+    with (folder / f"{part}.jsonl").open("a") as file:
+        file.write(json.dumps({"trial": index, **rounded}) + "\n")
+
+
+def failed(record: Record) -> bool:
+    return any(value is False for value in record.values())
+
+
+def draw_sheets(trials: dict[str, dict[int, Record]], folder: Path) -> None:
+    """For each part the first trials and the first failures, from their strips."""
+    for part, records in trials.items():
+        shown = [index for index in sorted(records) if index < SHOWN]
+        missed = [index for index in sorted(records) if failed(records[index])][:FAILED]
+        for name, chosen in ((part, shown), (f"{part}-failed", missed)):
+            if chosen:
+                stack([folder / "strips" / f"{part}-{i}.jpg" for i in chosen], folder / f"{name}.jpg")
+
+
+def checker_records() -> list[Record]:
+    """The checker's own figures, film by film."""
+    figures = json.loads((FOLDER / "figures.json").read_text())
+    plain = figures["looks"] | figures["moves"]
+    shuffled = figures["looks after shuffled labels"] | figures["moves after shuffled labels"]
+    shares = plain | {f"not {kind}": p for kind, p in shuffled.items()}
+    films = range(figures["films"])
+    return [{kind: i < round(p * len(films)) for kind, p in shares.items()} for i in films]
+
+
+def speed_records() -> list[Record]:
+    """Seconds of whole requests, as `bench.speed` last measured them; none before it did."""
+    if not SPEED.exists():
+        return []
+    seconds = json.loads(SPEED.read_text())["seconds"]
+    return [dict(zip(seconds, pair, strict=True)) for pair in zip(*seconds.values(), strict=True)]
 
 
 def ratchet_of(trials: dict[str, dict[int, Record]]) -> dict[str, float]:
     """Means over the first trials, of which the tests make the same again; a committed better one stays."""
-    found = json.loads(REPORT.read_text())["ratchet"] if REPORT.exists() else {}
+    committed = json.loads(REPORT.read_text()) if REPORT.exists() else {}
+    found = committed["ratchet"] if committed.get("edition") == EDITION else {}
     for (part, key), noise in RATCHET.items():
         values = [float(trials[part][i][key]) for i in range(RATCHET_TRIALS) if i in trials[part]]
         if len(values) == RATCHET_TRIALS:
@@ -193,9 +310,11 @@ def ratchet_of(trials: dict[str, dict[int, Record]]) -> dict[str, float]:
 def report(trials: dict[str, dict[int, Record]], weights: Path) -> str:
     """Write gates.json and the table of docs/pocket.md; returns the table."""
     rows = ["| gate | n | found | 95 % interval | bar | |", "|---|---|---|---|---|---|"]
+    all_records = {part: list(found.values()) for part, found in trials.items()}
+    all_records |= {"checker": checker_records(), "speed": speed_records()}
     figures = []
     for gate in GATES:
-        records = list(trials[gate.part].values())
+        records = all_records[gate.part]
         if not records:
             continue
         found = gate.measure(records)
@@ -208,7 +327,7 @@ def report(trials: dict[str, dict[int, Record]], weights: Path) -> str:
             {"gate": gate.name, "n": len(records), "bar": gate.bar, "holds": gate.passes(found)}
             | {k: round(v, 4) for k, v in vars(found).items()}
         )
-    told = {"weights": digest(weights), "ratchet": ratchet_of(trials), "gates": figures}
+    told = {"weights": digest(weights), "edition": EDITION, "ratchet": ratchet_of(trials), "gates": figures}
     REPORT.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
@@ -222,12 +341,26 @@ def main() -> None:
     ask.add_argument("--minutes", type=float, default=math.inf)
     ask.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     ask.add_argument("--weights", type=Path, default=WEIGHTS)
+    ask.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
+    ask.add_argument("--dry", action="store_true", help="only make trials; change neither page nor figures")
     told = ask.parse_args()
-    torch.set_num_threads(1)
-    folder = STATE / "gates" / digest(told.weights)
+    folder = STATE / "gates" / f"{digest(told.weights)}-{EDITION}"
     folder.mkdir(parents=True, exist_ok=True)
-    make_trials(Bench(Maker(told.weights), Checker()), folder, told.parts, told.n, told.minutes)
-    print(report(kept(folder), told.weights))
+    until = time.monotonic() + 60 * told.minutes
+    orders = [
+        Order(told.weights, folder, told.parts, told.n, until, turn, told.jobs) for turn in range(told.jobs)
+    ]
+    others = [get_context("spawn").Process(target=make_trials, args=(order,)) for order in orders[1:]]
+    for process in others:
+        process.start()
+    make_trials(orders[0])
+    for process in others:
+        process.join()
+    trials = kept(folder)
+    draw_sheets(trials, folder)
+    if not told.dry:
+        print(report(trials, told.weights))
+    print(f"contact sheets: {folder}")
 
 
 if __name__ == "__main__":

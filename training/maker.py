@@ -43,7 +43,6 @@ class Maker:
         augmentation: float = 0.02,
         steps: int = 4,
         seed: int = 0,
-        euler: bool = False,
     ) -> torch.Tensor:
         """The 25 frames in [0, 1] that follow from one picture."""
         generator = torch.Generator().manual_seed(seed)
@@ -57,8 +56,5 @@ class Maker:
             return self.unet(torch.cat((x, conditioning), 2), time, embedding, ids).sample
 
         noise = torch.randn(conditioning.shape, generator=generator)
-        if euler:
-            made = edm.euler(network, noise, [float(s) for s in edm.karras(steps, SIGMA_MIN)])
-        else:
-            made = edm.lcm(network, noise, edm.lcm_levels(steps, SIGMA_MIN), generator)
+        made = edm.lcm(network, noise, edm.lcm_levels(steps, SIGMA_MIN), generator)
         return (codec.decode(self.vae, made[0] / codec.SCALING) / 2 + 0.5).clamp(0, 1)

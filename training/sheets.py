@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.nn.functional import interpolate
 
 from training.render import to_image
@@ -22,3 +23,14 @@ def save_sheet(rows: list[list[torch.Tensor]], path: Path, width: int = 200) -> 
         strips += [torch.cat(cells, 2), torch.ones(3, 3, len(row) * (width + 3))]
     path.parent.mkdir(parents=True, exist_ok=True)
     to_image(torch.cat(strips, 1)).save(path)
+
+
+def stack(paths: list[Path], target: Path) -> None:
+    """Put sheets of one width under each other."""
+    sheets = [Image.open(path) for path in paths]
+    whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height + 6 for s in sheets)), "black")
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height + 6
+    whole.save(target, quality=88)

@@ -14,7 +14,8 @@ from training.attention import QuickAttention
 from training.clips import Clips, Studio, clips_of, draw_clips
 from training.loop import STATE, WEIGHTS, Run, muon, questions
 from training.motion import choose
-from training.world import FRAMES, draw_scene, draw_size
+from training.practice import Practice
+from training.world import FRAMES, SIZES, Scene, draw_scene, draw_size
 
 FPS_IDS = (5.0, 6.0)
 #: The samplers end here, see docs/decisions/0023: below, the noise would have to pass through the network.
@@ -63,25 +64,45 @@ def estimate(unet: torch.nn.Module, x: torch.Tensor, sigma: torch.Tensor, told: 
     return edm.clean_from(x, made.float(), wide)
 
 
-def penalty(made: torch.Tensor, clean: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+def loudness(cells: codec.Cells, power: float) -> torch.Tensor:
+    """Weights of the channels, C x 1 x 1: a unit's pixels, to a power. The loud ones are colour."""
+    energy = 1 / cells.matrix.square().sum(0)
+    weights = (energy / energy.mean()) ** power
+    return (weights / weights.mean())[:, None, None]
+
+
+def penalty(
+    made: torch.Tensor, clean: torch.Tensor, change: torch.Tensor, loud: torch.Tensor | float = 1.0
+) -> torch.Tensor:
     """Squared error in which cells that change count up to five times, plus what the eye minds most.
 
     That is a frame a shade off as a whole, and a still cell that differs between frames: small squares both.
+    `loud` weighs the channels where cells change.
     """
     error = made - clean
     level = error.mean((3, 4)).square()
     flicker = (1 - change) * (error - error.mean(1, keepdim=True)).square()
-    squares = (1 + 4 * change) * error.square()
+    squares = (1 + 4 * change * loud) * error.square()
     return squares.mean() + LEVEL_WEIGHT * level.mean() + FLICKER_WEIGHT * flicker.mean()
 
 
-def loss_of(unet: torch.nn.Module, studio: Studio, clips: Clips) -> torch.Tensor:
+def guess_of(unet: torch.nn.Module, studio: Studio, clips: Clips) -> torch.Tensor:
+    """The clean clips, from a random noise level."""
     count = len(clips.clean)
     fps = torch.tensor(FPS_IDS)[torch.randint(len(FPS_IDS), (count,))]
     told = told_of(clips, fps, draw_augmentation(count), studio.cells.augmentation(clips.picture))
     sigma = edm.log_uniform(count, SIGMA_MIN, edm.SIGMA_MAX)
     x = clips.clean + sigma.view(-1, 1, 1, 1, 1) * torch.randn_like(clips.clean)
-    return penalty(estimate(unet, x, sigma, told), clips.clean, change_of(clips))
+    return estimate(unet, x, sigma, told)
+
+
+def outcomes(made: torch.Tensor, clips: Clips) -> list[tuple[Scene, float]]:
+    """How far each scene's changing cells are from the truth."""
+    change = change_of(clips)
+    errors = ((made.detach() - clips.clean).square() * change).mean((1, 2, 3, 4)) / (
+        change.mean((1, 2, 3, 4)) + 0.01
+    )
+    return [(s, e) for s, e in zip(clips.scenes, errors.tolist(), strict=True) if s is not None]
 
 
 def judge(unet: torch.nn.Module, held_out: Clips) -> dict[str, float]:
@@ -127,6 +148,9 @@ def main() -> None:
     ask.add_argument("--frames", type=int, default=5)
     ask.add_argument("--lr", type=float, default=0.01)
     ask.add_argument("--cooldown", type=float, default=0.4)
+    ask.add_argument("--practice", type=float, default=0.0, help="share of scenes of kinds that go badly")
+    ask.add_argument("--loud", type=float, default=0.0, help="power of the weight of loud channels")
+    ask.add_argument("--even", action="store_true", help="draw all five shapes alike")
     told = ask.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(4)
@@ -141,16 +165,20 @@ def main() -> None:
         run.begin_from(WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors")
     rng = random.Random(4000 + run.step)
     torch.manual_seed(4000 + run.step)
-    held_out = held_out_clips(studio)
+    loud = loudness(studio.cells, told.loud)
+    held_out, practice = held_out_clips(studio), Practice(told.practice)
 
     def look() -> dict[str, float]:
         choose(choosers, None)
         return judge(unet, held_out)
 
     while run.going():
-        clips = draw_clips(studio, rng, draw_size(rng), told.clips, told.frames)
+        size = rng.choice(SIZES) if told.even else draw_size(rng)
+        clips = draw_clips(studio, rng, size, told.clips, told.frames, practice.draw)
         choose(choosers, clips.frames)
-        run.learn(loss_of(unet, studio, clips))
+        made = guess_of(unet, studio, clips)
+        practice.note(outcomes(made, clips))
+        run.learn(penalty(made, clips.clean, change_of(clips), loud))
         if run.due(300):
             run.save(**run.with_average(look))
     run.save(**run.with_average(look))

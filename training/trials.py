@@ -1,43 +1,66 @@
-"""What is tried on one held-out scene, part by part; each trial gives a flat record of figures.
+"""What is tried on one held-out scene, part by part; a trial gives a flat record of figures, and pictures.
 
-Scenes, prompts and seeds come from numbers that no training script uses. The judge is `training.checker` or
-the true film, never a part of the models.
+Scenes, prompts and seeds come from numbers that no training script uses. Films are the engine's own. The
+judge is `training.checker`, the true film or a measure of pixels, never a part of the models.
 """
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
-from PIL import Image
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import interpolate, max_pool2d
 
-from training import codec
+from stillmotion.engine.pictures import cut_bytes
+from stillmotion.errors import InputRefused
+from stillmotion.profiles import nearest_size
+from stillmotion.types import VIDEO_SIZES, Sampler
 from training.captions import describe
-from training.checker import DIRECTIONS, Checker
-from training.foreign import foreign_caption
-from training.maker import Maker
+from training.checker import DIRECTIONS, WATCHED, Checker
+from training.foreign import foreign_caption, foreign_picture
 from training.measure import SEED_PROMPT, psnr, track
+from training.product import Product
 from training.render import film, still
 from training.train_picture import settled
-from training.world import MOTIONS, SIZES, Scene, draw_scene
+from training.world import FRAMES, MOTIONS, SIZES, Scene, draw_scene
 
 Record = dict[str, float | str]
+#: To be raised whenever a trial does something else: those kept from before then count no more.
+EDITION = 3
 BUCKETS, AUGMENTATIONS, STEPS = (20, 127, 230), (0.02, 0.5, 3.0), (1, 2, 4, 8)
+#: Enough of a film for the checker, its way, and (each with the one before it) its mean change.
+PAIRED = tuple(sorted({max(0, f - k) for f in WATCHED for k in (0, 1)}))
+SHOWN = (0, 6, 12, 18, 24)
+#: The size of requests in which it does not matter; nothing is enlarged.
+SMALL = {"width": 512, "height": 288}
+UNKNOWN_LINE = "no word of this prompt"
+
+
+@dataclass(frozen=True)
+class Tried:
+    record: Record
+    #: Rows of the contact sheet, each some frames of one film.
+    rows: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass
 class Bench:
-    maker: Maker
+    product: Product
     checker: Checker
+    _given: tuple[int, torch.Tensor] | None = None
+
+    def plain(self, index: int) -> tuple[Scene, torch.Tensor]:
+        """A scene and its picture's film with nothing but defaults; several parts begin with it."""
+        scene = scene_of(index)
+        if self._given is None or self._given[0] != index:
+            self._given = index, self.product.film(still(scene), seed=index)
+        return scene, self._given[1]
 
 
-def scene_of(index: int, size: tuple[int, int] | None = None, motions: tuple[str, ...] = MOTIONS) -> Scene:
+def scene_of(index: int, size: tuple[int, int] | None = None) -> Scene:
     rng = random.Random(880_100_000 + index)
     scene = replace(draw_scene(rng, size), bucket=127.0)
-    return replace(scene, motion=motions[index % len(motions)])
+    return replace(scene, motion=MOTIONS[index % len(MOTIONS)])
 
 
 def difference(frames: torch.Tensor) -> float:
@@ -45,14 +68,24 @@ def difference(frames: torch.Tensor) -> float:
     return float((frames[1:] - frames[:-1]).abs().mean() * 255)
 
 
-def sharpness(frame: torch.Tensor) -> float:
-    """Mean slope between neighbouring pixels."""
+def slopes(frame: torch.Tensor) -> torch.Tensor:
+    """Differences of neighbouring pixels, the mean of the colours."""
     down, right = frame[:, 1:] - frame[:, :-1], frame[..., 1:] - frame[..., :-1]
-    return float(down.abs().mean() + right.abs().mean())
+    return torch.cat((down.abs().mean(0).flatten(), right.abs().mean(0).flatten()))
+
+
+def sharpness(frame: torch.Tensor) -> float:
+    return float(slopes(frame).mean())
+
+
+def steepness(frame: torch.Tensor) -> float:
+    """Mean of the steepest fiftieth: edges, whereas the mean of all grows with every artefact, too."""
+    found = slopes(frame)
+    return float(found.topk(len(found) // 50).values.mean())
 
 
 def way(scene: Scene, frames: torch.Tensor) -> float:
-    """How far the object is from its start, the film's mean, in pixels; growth is that of its reach."""
+    """How far the object is from its start in pixels, the frames' mean; growth is that of its reach."""
     spots = track(scene, frames)
     x, y, mass = spots[0]
     if scene.motion == "grow":
@@ -69,156 +102,191 @@ def named(bench: Bench, scene: Scene, made: torch.Tensor) -> Record:
     seen = bench.checker.look(made)
     right = {kind: likeliest(p) == getattr(scene, kind) for kind, p in seen.items()}
     direction = bench.checker.direction(made) == DIRECTIONS[scene.motion]
-    return {
-        **right,
-        "direction": direction,
-        "sure": seen["thing"][scene.thing],
-        "motion": scene.motion,
-        "size": "{}x{}".format(*scene.size),
-    }
+    told = {"motion": scene.motion, "shape": "{}x{}".format(*scene.size)}
+    return right | {"direction": direction, "sure": seen["thing"][scene.thing]} | told
 
 
-def prompt(bench: Bench, index: int) -> Record:
-    scene = settled(scene_of(index))
-    said = describe(scene, random.Random(index), leave_out=0).text
-    made = bench.maker.film(bench.maker.draw([said], scene.size, seed=index)[0], seed=index)
-    return named(bench, scene, made) | {"difference": difference(made)}
-
-
-def against(bench: Bench, scene: Scene, made: torch.Tensor) -> Record:
-    """A film of a true picture beside the true film."""
-    true = film(scene)
+def keeps(bench: Bench, scene: Scene, made: torch.Tensor) -> bool:
+    """Whether the last frame still shows the scene's object in its colour."""
     seen = bench.checker.look(made[-1:])
-    kept = all(likeliest(seen[kind]) == getattr(scene, kind) for kind in ("thing", "colour"))
-    touched = (true - true[:1]).abs().amax((0, 1))[None, None] > 0.01
-    calm = (max_pool2d(touched.float(), 65, stride=1, padding=32) == 0)[0, 0]
+    return all(likeliest(seen[kind]) == getattr(scene, kind) for kind in ("thing", "colour"))
+
+
+def asked_size(index: int) -> tuple[str, tuple[int, int]]:
+    """The sizes with a name in turn, and each seventh time one of its own, no longer than twice its width."""
+    names = (*VIDEO_SIZES, "custom")
+    if (name := names[index % len(names)]) != "custom":
+        return name, VIDEO_SIZES[name]
+    rng = random.Random(880_400_000 + index)
+    while True:
+        width, height = (2 * rng.randint(128, 640) for _ in range(2))
+        if 0.5 <= width / height <= 2:
+            return name, (width, height)
+
+
+def prompt(bench: Bench, index: int) -> Tried:
+    """A prompt in every size; its object, colour, place and motion, and how sharp it ends."""
+    name, (width, height) = asked_size(index)
+    scene = settled(scene_of(index, nearest_size(width, height, SIZES)))
+    said = describe(scene, random.Random(index), leave_out=0).text
+    asked = {"prompt": said, "seed": index, "video_size": {"width": width, "height": height}}
+    delivered = bench.product.request(asked)
+    made, true = delivered.frames, (film(scene, [24]) * 255).byte()
+    cut = torch.from_numpy(cut_bytes(true, (width, height))).permute(0, 3, 1, 2)
+    wanted = interpolate(cut, (height, width), mode="bicubic", antialias=True).float() / 255
+    return Tried(
+        named(bench, scene, made)
+        | {
+            "size": name,
+            "whole": made.shape == (FRAMES, 3, height, width),
+            "steep_last": steepness(made[-1]) / steepness(wanted[0]),
+            "difference": difference(made),
+            "quiet": not any(UNKNOWN_LINE in line for line in delivered.lines),
+        },
+        [made[list(SHOWN)]],
+    )
+
+
+def picture(bench: Bench, index: int) -> Tried:
+    """A film of a true picture beside the true film."""
+    scene, made = bench.plain(index)
+    true = film(scene)
+    touched = (true - true[:1]).abs().amax((0, 1))[None, None]
+    near = max_pool2d(max_pool2d(touched, 8), 9, stride=1, padding=4)
+    calm = (interpolate(near, true.shape[2:]) < 0.01)[0, 0]
     flicker = (made[1:] - made[:-1]).abs().mean((0, 1))[calm].mean() * 255
-    return named(bench, scene, made) | {
-        "first_db": psnr(made[0], true[0]),
-        "film_db": psnr(made, true),
-        "kept": kept,
-        "difference": difference(made),
-        "true_difference": difference(true),
-        "flicker": float(flicker),
-        "sharp_first": sharpness(made[0]) / sharpness(true[0]),
-        "sharp_last": sharpness(made[-1]) / sharpness(true[-1]),
-    }
+    return Tried(
+        named(bench, scene, made)
+        | {
+            "first_db": psnr(made[0], true[0]),
+            "film_db": psnr(made[list(WATCHED)], true[list(WATCHED)]),
+            "kept": keeps(bench, scene, made),
+            "difference": difference(made),
+            "true_difference": difference(true),
+            "flicker": float(flicker),
+            "sharp_first": sharpness(made[0]) / sharpness(true[0]),
+            "sharp_last": sharpness(made[-1]) / sharpness(true[-1]),
+        },
+        [made[list(SHOWN)], true[list(SHOWN)]],
+    )
 
 
-def picture(bench: Bench, index: int) -> Record:
-    scene = scene_of(index)
-    return against(bench, scene, bench.maker.film(still(scene), seed=index))
-
-
-def quality(bench: Bench, index: int) -> Record:
+def quality(bench: Bench, index: int) -> Tried:
     """The 25 Euler steps of the other endpoint."""
     scene = scene_of(index)
-    return against(bench, scene, bench.maker.film(still(scene), seed=index, steps=25, euler=True))
-
-
-def size(bench: Bench, index: int) -> Record:
-    scene = scene_of(index, SIZES[index % len(SIZES)])
-    return against(bench, scene, bench.maker.film(still(scene), seed=index))
-
-
-def bucket(bench: Bench, index: int) -> Record:
-    scene = scene_of(index, motions=MOTIONS[:-1])
-    found: Record = {}
-    for value in BUCKETS:
-        made = bench.maker.film(still(scene), bucket=value, seed=index)
-        true = film(replace(scene, bucket=value))
-        found |= {
-            f"difference_{value}": difference(made),
-            f"true_difference_{value}": difference(true),
-            f"way_{value}": way(scene, made),
-            f"true_way_{value}": way(scene, true),
-        }
-    return found
-
-
-def cond_aug(bench: Bench, index: int) -> Record:
-    given = still(scene_of(index))
-    return {
-        f"away_{value:g}": -psnr(bench.maker.film(given, augmentation=value, seed=index)[0], given)
-        for value in AUGMENTATIONS
-    }
-
-
-def steps(bench: Bench, index: int) -> Record:
-    scene = scene_of(index)
-    true, found = film(scene), Record()
-    for count in STEPS:
-        made = bench.maker.film(true[0], steps=count, seed=index)
-        sure = bench.checker.look(made)["thing"][scene.thing]
-        found |= {f"film_db_{count}": psnr(made, true), f"sure_{count}": sure, f"clean_{count}": sure > 0.9}
-    return found
-
-
-def seed(bench: Bench, index: int) -> Record:
-    said = describe(scene_of(index), random.Random(index)).text
-    one, again, other = (
-        bench.maker.film(bench.maker.draw([said], seed=number)[0], seed=number)
-        for number in (index, index, index + 1)
+    made = bench.product.film(still(scene), seed=index, sampler=Sampler.EULER, frames=PAIRED)
+    true = film(scene, list(PAIRED))
+    watched = [PAIRED.index(f) for f in WATCHED]
+    return Tried(
+        named(bench, scene, made[watched])
+        | {
+            "first_db": psnr(made[0], true[0]),
+            "film_db": psnr(made, true),
+            "kept": keeps(bench, scene, made),
+            "difference": paired_difference(made),
+            "true_difference": paired_difference(true),
+        },
+        [made[watched], true[watched]],
     )
-    return {
-        "same": torch.equal(one, again),
-        "other": not torch.equal(one, other),
-        "apart": float((one - other).abs().mean() * 255),
-    }
 
 
-def rocket(bench: Bench, index: int) -> Record:
-    """The prompt everybody tries first."""
-    scene = Scene("rocket", "red", "meadow", "take-off")
-    made = bench.maker.film(bench.maker.draw([SEED_PROMPT], seed=index)[0], seed=index)
-    seen = named(bench, scene, made)
-    return {"shown": seen["thing"] and seen["direction"], "object": seen["thing"], "up": seen["direction"]}
+def paired_difference(frames: torch.Tensor) -> float:
+    """Mean difference of neighbouring frames among those in PAIRED, in 255ths."""
+    pairs = [(k - 1, k) for k in range(1, len(PAIRED)) if PAIRED[k] - PAIRED[k - 1] == 1]
+    return sum(difference(frames[[a, b]]) for a, b in pairs) / len(pairs)
 
 
-def unknown(bench: Bench, index: int) -> Record:
+def bucket(bench: Bench, index: int) -> Tried:
+    scene, plain = bench.plain(index)
+    found: Record = {"motion": scene.motion}
+    rows = []
+    for value in BUCKETS:
+        made = plain[list(PAIRED)]
+        if value != 127:
+            made = bench.product.film(still(scene), bucket=value, seed=index, frames=PAIRED)
+        found |= {f"difference_{value}": paired_difference(made), f"way_{value}": way(scene, made)}
+        rows.append(made[[PAIRED.index(f) for f in WATCHED]])
+    return Tried(found, rows)
+
+
+def cond_aug(bench: Bench, index: int) -> Tried:
+    scene, plain = bench.plain(index)
+    given = still(scene)
+    firsts = [plain[:1]]
+    for value in AUGMENTATIONS[1:]:
+        firsts.append(bench.product.film(given, cond_aug=value, seed=index, frames=(0,)))
+    away = {f"away_{v:g}": -psnr(made[0], given) for v, made in zip(AUGMENTATIONS, firsts, strict=True)}
+    return Tried(away, [torch.cat(firsts)])
+
+
+def steps(bench: Bench, index: int) -> Tried:
+    """Clean is what the checker knows nearly as surely as the true film."""
+    scene, plain = bench.plain(index)
+    true = film(scene, list(WATCHED))
+    certain = bench.checker.look(true)["thing"][scene.thing]
+    found: Record = {"motion": scene.motion, "true_sure": certain}
+    rows = []
+    for count in STEPS:
+        made = plain[list(WATCHED)]
+        if count != 4:
+            made = bench.product.film(still(scene), steps=count, seed=index, frames=WATCHED)
+        sure = bench.checker.look(made)["thing"][scene.thing]
+        found |= {f"film_db_{count}": psnr(made, true), f"sure_{count}": sure}
+        found |= {f"clean_{count}": sure > 0.9 * certain}
+        rows.append(made)
+    return Tried(found, [*rows, true])
+
+
+def rocket(bench: Bench, index: int) -> Tried:
+    """The prompt everybody tries first, twice with each seed."""
+    asked = {"prompt": SEED_PROMPT, "seed": index, "video_size": SMALL}
+    one, again = (bench.product.request(asked) for _ in range(2))
+    seen = named(bench, Scene("rocket", "red", "meadow", "take-off"), one.frames)
+    return Tried(
+        {
+            "shown": seen["thing"] and seen["direction"],
+            "object": seen["thing"],
+            "up": seen["direction"],
+            "same": one.digest == again.digest,
+            "film": one.digest,
+        },
+        [one.frames[list(SHOWN)]],
+    )
+
+
+def unknown(bench: Bench, index: int) -> Tried:
     """A prompt without any known word."""
     said = foreign_caption(random.Random(880_200_000 + index))
-    made = bench.maker.film(bench.maker.draw([said], seed=index)[0], seed=index)
-    seen = bench.checker.look(made)
+    delivered = bench.product.request({"prompt": said, "seed": index, "video_size": SMALL})
+    seen = bench.checker.look(delivered.frames)
     sure = {kind: max(p.values()) for kind, p in seen.items()}
-    return {"shown": min(sure.values()) > 0.8, "sure": sure["thing"], "difference": difference(made)}
-
-
-def foreign_picture(index: int) -> torch.Tensor:
-    """Noise, a photo's cut, a screenshot's cut, or polygons, 3 x 288 x 512."""
-    rng = random.Random(880_300_000 + index)
-    if index % 4 == 0:
-        generator = torch.Generator().manual_seed(index)
-        return torch.rand((3, 288, 512), generator=generator)
-    if index % 4 == 1:
-        return codec.strange_picture(rng, (512, 288))
-    import matplotlib
-
-    sample = Path(matplotlib.get_data_path()) / "sample_data"
-    name = ("grace_hopper.jpg", "Minduka_Present_Blue_Pack.png")[index % 2]
-    with Image.open(sample / name) as opened:
-        whole = opened.convert("RGB")
-    width = rng.uniform(0.5, 1) * whole.width
-    high = min(width * 9 / 16, whole.height)
-    width = high * 16 / 9
-    left, top = rng.uniform(0, whole.width - width), rng.uniform(0, whole.height - high)
-    cut = whole.resize((512, 288), Image.Resampling.LANCZOS, box=(left, top, left + width, top + high))
-    return torch.from_numpy(np.array(cut, dtype=np.float32) / 255).permute(2, 0, 1)
-
-
-def foreign(bench: Bench, index: int) -> Record:
-    """A picture from elsewhere: the film must be finite, begin as the picture's codec copy and stay calm."""
-    given = foreign_picture(index)
-    made = bench.maker.film(given, seed=index)
-    copy = codec.decode(bench.maker.vae, codec.encode(bench.maker.vae, given[None] * 2 - 1))[0] / 2 + 0.5
-    first, moved = psnr(made[0], copy), difference(made)
-    sensible = bool(torch.isfinite(made).all()) and first > 18 and moved < 6
-    return {"sensible": sensible, "first_db": first, "copy_db": psnr(copy, given), "difference": moved}
-
-
-PARTS: dict[str, Callable[[Bench, int], Record]] = {
-    part.__name__: part
-    for part in (
-        prompt, picture, bucket, cond_aug, steps, seed, rocket, size, unknown, foreign, quality,
+    return Tried(
+        {
+            "shown": min(sure.values()) > 0.8,
+            "told": any(UNKNOWN_LINE in line for line in delivered.lines),
+            "sure": sure["thing"],
+            "difference": difference(delivered.frames),
+        },
+        [delivered.frames[list(SHOWN)]],
     )
-}  # fmt: skip
+
+
+def foreign(bench: Bench, index: int) -> Tried:
+    """A picture from elsewhere: its film begins with the picture's broad colours and stays calm."""
+    given = foreign_picture(random.Random(880_300_000 + index), 512, 288)
+    try:
+        made = bench.product.film(given, seed=index)
+    except InputRefused:  # the engine's answer to numbers that overflowed
+        return Tried({"sensible": False}, [given[None]])
+    broad, wanted = (interpolate(x[None], (9, 16), mode="area") for x in (made[0], given))
+    alike, moved = psnr(broad, wanted), difference(made)
+    return Tried(
+        {"sensible": alike > 20 and moved < 6, "broad_db": alike, "difference": moved},
+        [torch.cat((given[None], made[list(SHOWN)]))],
+    )
+
+
+PARTS: dict[str, Callable[[Bench, int], Tried]] = {
+    part.__name__: part
+    for part in (prompt, picture, bucket, cond_aug, steps, rocket, unknown, foreign, quality)
+}

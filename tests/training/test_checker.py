@@ -1,4 +1,4 @@
-"""The judge sees movement, not marks; foreign words are foreign; intervals are what they say."""
+"""The judge sees movement, not marks; foreign words and pictures are foreign."""
 
 import random
 import re
@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from training.captions import WORDS, describe
-from training.checker import WATCHED, WAYS, Checker, marked
-from training.foreign import foreign_caption, with_foreign_words
-from training.gates import GATES, Estimate, Gate, mean, ratio, share
+from training.checker import WATCHED, Checker, marked
+from training.foreign import foreign_caption, foreign_picture, with_foreign_words
 from training.measure import track
 from training.render import film
-from training.trials import PARTS
 from training.world import Scene
 
 SCENE = Scene("car", "blue", "desert", "right")
@@ -63,21 +61,8 @@ def test_an_aside_leaves_every_word_of_the_caption_in_its_place() -> None:
         assert all(word in left for word in plain.split(" "))
 
 
-def test_intervals_are_wide_for_few_trials_and_narrow_for_many() -> None:
-    few, many = ([{"hit": i % 20 != 0} for i in range(n)] for n in (20, 400))
-    assert share("hit")(few).low < 0.8 < 0.92 < share("hit")(many).low < 0.95
-    pairs = [{"a": 2.0 + i % 3, "b": 1.0} for i in range(99)]
-    assert mean("a", "b")(pairs).value == pytest.approx(2.0)
-    assert 2.8 < ratio("a", "b")(pairs).low < 3 < ratio("a", "b")(pairs).high < 3.2
-
-
-def test_a_ceiling_is_held_by_the_upper_end() -> None:
-    floor, ceiling = (Gate("g", "picture", mean("x"), 1.5, "", under) for under in (False, True))
-    assert not floor.passes(Estimate(1.6, 1.4, 1.8)) and floor.passes(Estimate(1.7, 1.6, 1.8))
-    assert floor.verdict(Estimate(1.6, 1.4, 1.8)) == "not yet shown"
-    assert not ceiling.passes(Estimate(1.4, 1.2, 1.6)) and ceiling.passes(Estimate(1.3, 1.2, 1.4))
-
-
-def test_every_gate_has_its_trials() -> None:
-    assert {gate.part for gate in GATES} == set(PARTS)
-    assert len(WAYS) == 7
+def test_foreign_pictures_differ_and_can_be_had_again() -> None:
+    drawn = [foreign_picture(random.Random(seed), 128, 72) for seed in range(12)]
+    assert all(p.shape == (3, 72, 128) and 0 <= float(p.min()) <= float(p.max()) <= 1 for p in drawn)
+    assert len({float(p.sum()) for p in drawn}) == 12
+    assert torch.equal(drawn[7], foreign_picture(random.Random(7), 128, 72))

@@ -11,8 +11,9 @@ from stillmotion.profiles import load_profile
 from training import codec, edm, motion, picture, vision
 from training.attention import QuickAttention
 from training.clips import Studio, clips_of, hold, some_frames
+from training.practice import Practice
 from training.render import film
-from training.train_video import SIGMA_MIN, penalty
+from training.train_video import SIGMA_MIN, loudness, outcomes, penalty
 from training.world import FRAMES, Scene
 
 SCENE = Scene("boat", "green", "sea", "rise", bucket=90, light=0.2)
@@ -91,6 +92,31 @@ def test_clips_hold_the_picture_as_their_first_frame(vae: AutoencoderTiny) -> No
     assert torch.allclose(clips.clean[0, 0], clips.picture[0] * codec.SCALING, atol=1e-5)
 
 
+def test_what_goes_badly_is_practised_more() -> None:
+    rng, practice = random.Random(4), Practice(1)
+    plain = [practice.draw(rng, (512, 288)).motion for _ in range(400)].count("left")
+    for _ in range(100):
+        scene = practice.draw(rng, (512, 288))
+        practice.note([(scene, 3.0 if scene.motion == "left" else 1.0)])
+    assert [practice.draw(rng, (512, 288)).motion for _ in range(400)].count("left") > 1.8 * plain
+
+
+def test_outcomes_leave_pictures_from_elsewhere_out(vae: AutoencoderTiny) -> None:
+    studio = Studio(vae, vision.build().eval())
+    studio.embed = lambda scene: torch.zeros(128)  # type: ignore[method-assign]
+    clips = clips_of(studio, [SCENE, SCENE], [[0, 4, 24], [0, 4, 24]])
+    hold(studio, clips, 0, codec.strange_picture(random.Random(2), SCENE.size))
+    assert [(s, e > 0) for s, e in outcomes(clips.clean + 0.1, clips)] == [(SCENE, True)]
+
+
+def test_loud_channels_weigh_by_their_pixels(vae: AutoencoderTiny) -> None:
+    cells = codec.Cells(vae)
+    assert torch.allclose(loudness(cells, 0), torch.ones(codec.CHANNELS, 1, 1))
+    weights = loudness(cells, 1).flatten()
+    assert float(weights.mean()) == pytest.approx(1, abs=1e-4)
+    assert weights.argmax() == cells.matrix.square().sum(0).argmin()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_shipped_schedule_is_the_one_training_samples_with() -> None:
     schedule: EulerDiscreteScheduler = picture.scheduler()
@@ -122,7 +148,7 @@ def test_flicker_of_a_still_cell_counts_more_than_the_same_error_that_stays() ->
 
 def test_films_are_judged_with_the_profile_s_own_levels() -> None:
     numbers = load_profile("pocket").samplers
-    assert numbers.euler.sigma_min == numbers.lcm.sigma_min == SIGMA_MIN
+    assert numbers.lcm.sigma_min == SIGMA_MIN < numbers.euler.sigma_min
     for steps in (1, 2, 4, 8):
         wanted = samplers.lcm_sigmas(steps, SIGMA_MIN, numbers.lcm.sigma_max, numbers.lcm.grid)
         assert edm.lcm_levels(steps, SIGMA_MIN) == pytest.approx(wanted)
