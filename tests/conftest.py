@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine
 
-from stillmotion.clock import ManualClock
 from stillmotion.store.migrate import bring_up_to_date
 from stillmotion.store.open import Store, make_url, open_store
 from stillmotion.store.tables import metadata
+from tests.manual_clock import ManualClock
 from tests.postgres import Cluster, postgres
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "only")

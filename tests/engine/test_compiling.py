@@ -193,7 +193,6 @@ def recording(graph: Callable[..., Any], inputs: list[Tensor], **_: Any) -> Call
     return run
 
 
-@pytest.mark.filterwarnings("ignore:.*script_method. is deprecated:DeprecationWarning")  # torch about itself
 def test_the_answer_of_a_cuda_graph_outlives_the_next_call(tmp_path: Path) -> None:
     network = Scale()
     compile_forward(network, Compilation(CUDA_GRAPHS, tmp_path, recording), Plan(SQUARE, 8))

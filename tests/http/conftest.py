@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from stillmotion.clock import ManualClock
 from stillmotion.store.open import Store
 from tests.http.house import House
+from tests.manual_clock import ManualClock
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from PIL import Image
 from starlette.applications import Starlette
 
 from stillmotion import ids, keys
-from stillmotion.clock import ManualClock
 from stillmotion.http.app import build_app
 from stillmotion.http.site import Site
 from stillmotion.media.signing import UploadSigner
@@ -27,6 +26,7 @@ from stillmotion.tokens import TokenSigner
 from stillmotion.types import Ending, Failure, FileRecord, Level, LogLine, Outcome, Readiness, Request
 from stillmotion.wakeup import Wakeup
 from tests.http.documented import check_documented
+from tests.manual_clock import ManualClock
 
 TEXT = "fal-ai/fast-svd-lcm/text-to-video"
 TURBO = "fal-ai/fast-svd-lcm"

@@ -13,12 +13,13 @@ import pytest
 from cryptography import x509
 
 from stillmotion.cli.listeners import Listener, bind_tcp
-from stillmotion.clock import ManualClock, SystemClock
+from stillmotion.clock import SystemClock
 from stillmotion.http.ways.connect import HEAD_BYTES, TunnelConnection
 from stillmotion.http.ways.doors import FAL_HOSTS
 from stillmotion.net.tls import LiveCertificate
 from stillmotion.settings import DAY_S
 from tests.http.house import HQ, ROCKET, TEXT, House, png
+from tests.manual_clock import ManualClock
 
 pytestmark = pytest.mark.anyio
 DEADLINE_S = 20

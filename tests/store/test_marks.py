@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from stillmotion import ids
-from stillmotion.clock import ManualClock
 from stillmotion.store import marks, position, queue
 from stillmotion.store.open import Store, open_store
 from stillmotion.store.position import queue_length, queue_position
@@ -22,6 +21,7 @@ from stillmotion.store.rows import request_values, to_request
 from stillmotion.store.tables import IS_WAITING, queue_mark, request
 from stillmotion.store.tables import queue as queues
 from stillmotion.types import Request, State
+from tests.manual_clock import ManualClock
 from tests.store.asks import NOW, ask, claim_on, claimed, limited_key, submit
 
 PATIENCE_S = 10.0

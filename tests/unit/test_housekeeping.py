@@ -11,7 +11,6 @@ from sqlalchemy import insert
 
 from stillmotion.cli import housekeeping
 from stillmotion.cli.housekeeping import drop_unnamed_films, drop_unrecorded, keep_house
-from stillmotion.clock import ManualClock
 from stillmotion.errors import DataRefused, StoreUnavailable
 from stillmotion.media.store import MediaStore, open_media
 from stillmotion.settings import DAY_S, Settings
@@ -20,6 +19,7 @@ from stillmotion.store.endings import CANCELLED
 from stillmotion.store.open import Store
 from stillmotion.store.tables import upload_part
 from stillmotion.types import FileRecord
+from tests.manual_clock import ManualClock
 from tests.store.asks import NOW, OK, ask, claimed, finish, submit
 
 pytestmark = pytest.mark.anyio

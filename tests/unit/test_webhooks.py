@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from stillmotion.clock import ManualClock
 from stillmotion.http import wire
 from stillmotion.settings import Settings
 from stillmotion.signatures import SigningKeys
@@ -22,6 +21,7 @@ from stillmotion.store.outbox import Delivery
 from stillmotion.types import Ending, Failure, Outcome
 from stillmotion.wakeup import Wakeup
 from stillmotion.webhooks import Sender, Spelling, pause_s, read_retry_after
+from tests.manual_clock import ManualClock
 from tests.receiver import Call, Receiver, status, verify
 from tests.store.asks import NOW, ask, claimed, finish, submit
 

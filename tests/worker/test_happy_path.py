@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from stillmotion.clock import ManualClock
 from stillmotion.store.open import Store
 from stillmotion.types import Level, Outcome, State
 from stillmotion.video import read_frames
 from stillmotion.work.runners import PENDING_LINES, PRINTED_LINE_CHARS, Notes, Printed
+from tests.manual_clock import ManualClock
 from tests.worker.house import PATIENCE_S, open_house, png
 
 pytestmark = pytest.mark.anyio
