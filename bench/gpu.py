@@ -4,9 +4,9 @@
 
 The first row of each job is stock diffusers, the second our loop as it runs by default, then the same
 compiled. Below them single changes to the loop as it was, and the levers that are off by default, for they
-change pixels. With `--results` each row is kept as it comes, and the same command goes on with the next one;
-`python -m bench.roofline FILE` draws them. Nothing is fetched or written but that file and compiled code.
-`--tiny` runs small networks on a CPU.
+change pixels. Last come the profile's other sizes: stock, default, compiled. With `--results` each row is
+kept as it comes, and the same command goes on with the next one; `python -m bench.roofline FILE` draws them.
+Nothing is fetched or written but that file and compiled code. `--tiny` runs small networks on a CPU.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -22,21 +23,24 @@ import torch
 
 from bench.rigs import STAGES, Frames, Job, Rig, build, medians, ours, psnr, stock
 from bench.rows import Row, Rows
+from bench.work import counted
 from stillmotion.engine import rewrites
 from stillmotion.engine.compiling import SPARE_GRAPHS, Compilation, Plan, compile_forward, graphs
 from stillmotion.engine.float8 import CAPABILITY, float8_linears
 from stillmotion.engine.fused import channels_last
+from stillmotion.profiles import Size, load_profile
 from stillmotion.settings import CompileMode
 
 MODES = get_args(CompileMode)[1:]
-#: TFLOP counted on the meta device at 25 frames of 1024x576; one multiply-add is two.
-UNET_TFLOP, DECODE_TFLOP, ENCODE_TFLOP = 79.95, 173.6, 2.6 + 0.33
 JOBS = (Job("turbo", 4, guided=False, lcm=True), Job("HQ", 25, guided=True))
 #: Steps of a warm-up: enough for CUDA graphs to be recorded and for a reused step.
 WARM_STEPS = 4
 #: What `--compile` is unless told, on a card.
 COMPILED = ("default", "reduce-overhead")
 TINY_JOBS = (Job("turbo", 2, guided=False, lcm=True), Job("HQ", 2, guided=True))
+#: What else the profile works at; its networks cost nearly the same at each.
+OTHER_SIZES = load_profile("svd").native_sizes[1:]
+TINY_SIZES: tuple[Size, ...] = ((32, 64),)
 
 
 #: The row of what the card reaches at best.
@@ -101,13 +105,19 @@ def supported(change: Change, job: Job, rig: Rig) -> bool:
     )
 
 
+def work_of(job: Job, size: Size) -> dict[str, float]:
+    """Count stock's TFLOP by stage."""
+    work = counted(size)
+    return dict(zip(STAGES, (work.encode, job.calls * work.call, work.decode), strict=True))
+
+
 class Bench:
     """The rows of one job."""
 
     def __init__(self, rig: Rig, job: Job, rounds: int, rows: Rows, setting: str, full: bool) -> None:
         self.rig, self.job, self.rounds, self.rows, self.setting = rig, job, rounds, rows, setting
-        each = {"encode": ENCODE_TFLOP, "denoise": job.calls * UNET_TFLOP, "decode": DECODE_TFLOP}
-        self.work = each if full else {}
+        self.title = f"{job.title}, {rig.size[0]}x{rig.size[1]}, {job.steps} steps"
+        self.work = work_of(job, rig.size) if full else {}
         self._theirs: Frames | None = None
 
     def run(self, changes: Sequence[Change]) -> bool:
@@ -121,7 +131,7 @@ class Bench:
         )
 
     def _print(self, name: str, measure: Callable[[], Row]) -> bool:
-        row = self.rows.take(f"{self.job.title}, {self.job.steps} steps", name, measure)
+        row = self.rows.take(self.title, name, measure)
         if row is not None:
             print(line(row), flush=True)
         free(self.rig.device)
@@ -149,8 +159,7 @@ class Bench:
             if self._theirs is None:  # its row was kept from an earlier run
                 self._theirs = stock(self.rig, self.job)[1]
             db = psnr(frames, self._theirs)
-        title = f"{self.job.title}, {self.job.steps} steps"
-        return Row(self.setting, title, name, seconds, self.work, peak_gb(rig.device) - held, db)
+        return Row(self.setting, self.title, name, seconds, self.work, peak_gb(rig.device) - held, db)
 
 
 def line(row: Row) -> str:
@@ -218,10 +227,13 @@ def tell_ceilings(rows: Rows, setting: str, device: torch.device) -> None:
     )
 
 
-def planned(rig: Rig, modes: Sequence[str], folder: Path) -> list[Change]:
-    """Order all changes, what matters most first: a run may be cut off."""
+def planned(rig: Rig, modes: Sequence[str], folder: Path, usual: bool) -> list[Change]:
+    """Order the changes, what matters most first: a run may be cut off. Sizes but the usual one have few."""
+    compilations = [Compilation(mode, folder) for mode in modes]
+    if not usual:
+        return [DEFAULT, *(compiled(rig, compilation) for compilation in compilations[:1])]
     bases = (DEFAULT, *LEVERS[-2:])
-    first, *others = [[compiled(rig, Compilation(mode, folder), base) for mode in modes] for base in bases]
+    first, *others = [[compiled(rig, compilation, base) for compilation in compilations] for base in bases]
     return [DEFAULT, *first, *CHANGES[1:], *LEVERS, *(each for some in others for each in some)]
 
 
@@ -250,8 +262,8 @@ def main() -> None:
     rig = build("tiny" if told.tiny else "full", device, dtype, told.chunk)
     name = "CPU, tiny networks" if told.tiny else torch.cuda.get_device_name(device)
     setting = (
-        f"{name}; torch {torch.__version__}, {dtype}, {rig.frames} frames of {rig.size[0]}x{rig.size[1]}, "
-        f"chunk {rig.chunk}, random weights, median of {told.rounds} after a warm-up."
+        f"{name}; torch {torch.__version__}, {dtype}, {rig.frames} frames, chunk {rig.chunk}, "
+        f"random weights, median of {told.rounds} after a warm-up."
     )
     rows = Rows(setting, told.results, told.minutes)
     print(setting)
@@ -266,9 +278,11 @@ def main() -> None:
     )
     modes = (() if told.tiny else COMPILED) if told.compile is None else told.compile
     place = told.results.absolute().parent if told.results else Path(tempfile.gettempdir())
-    changes = planned(rig, modes, place / "stillmotion-bench-compiled")
-    for job in TINY_JOBS if told.tiny else JOBS:
-        if not Bench(rig, job, told.rounds, rows, setting, not told.tiny).run(changes):
+    others, jobs = (TINY_SIZES, TINY_JOBS) if told.tiny else (OTHER_SIZES, JOBS)
+    for size, job in product((rig.size, *others), jobs):
+        sized = replace(rig, size=size)
+        changes = planned(sized, modes, place / "stillmotion-bench-compiled", size == rig.size)
+        if not Bench(sized, job, told.rounds, rows, setting, not told.tiny).run(changes):
             print(f"\n{told.minutes:g} minutes are over; the same command goes on with the next row.")
             return
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_iter
 
 from bench.full_size import picture_networks
 from bench.rigs import full_networks
-from bench.work import decoding, encoding, networks, tflop, unet_call
+from bench.work import counted, networks, tflop, unet_call
 from stillmotion.engine.codec import Codec
 from stillmotion.engine.film import Condition, film_network
 from stillmotion.engine.memory import GIB, chunk_feed_forwards
@@ -206,9 +206,9 @@ HQ: tuple[Part, ...] = ("image_encoder", "vae_encoder", "unet", "vae_decoder")
 
 def work(full: FullSize) -> tuple[float, float]:
     """TFLOP of a turbo film from a prompt and of an HQ film from a picture."""
-    _, unet, vae, clip = networks()
-    size = PROFILE.warm_size
-    call, both = unet_call(unet, size), encoding(vae, clip, size) + decoding(vae, size)
+    _, unet, _, _ = networks()
+    encode, _, decode = counted(PROFILE.warm_size)
+    call, both = unet_call(unet, PROFILE.warm_size), encode + decode
     picture = PROFILE.first_frame.steps * tflop(full.draw) + tflop(full.develop)
     return 4 * call + both + picture, 2 * PROFILE.samplers.euler.steps * call + both
 

@@ -1,4 +1,4 @@
-"""Draws the rows of `bench.gpu` under the card's roofs: PNG beside the results file. Needs matplotlib.
+"""Draws the rows of `bench.gpu` at the usual size under the card's roofs: PNG beside the results file. Needs matplotlib.
 
     PYTHONPATH=src:. python -m bench.roofline FILE [--product TFLOP/s] [--copy TB/s]
 
@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.gpu import CARD, CEILINGS, DECODE_TFLOP, ENCODE_TFLOP, UNET_TFLOP
+from bench.gpu import CARD, CEILINGS
 from bench.memory import PROFILE, FullSize, Fused
 from bench.rigs import STAGES
 from bench.rows import Row, read
+from bench.work import counted
 
 
 class Traffic(TorchDispatchMode):
@@ -50,12 +51,12 @@ def moved(run: Callable[[], object]) -> int:
 
 def intensities() -> dict[str, float]:
     """Operations a byte of each stage at the profile's usual size."""
-    full = FullSize()
+    full, work = FullSize(), counted(PROFILE.warm_size)
     decoded = moved(lambda: full.decode(PROFILE.decode_chunk_size)) / PROFILE.decode_chunk_size
     return {
-        "encode": ENCODE_TFLOP * 1e12 / moved(full.encode),
-        "denoise": UNET_TFLOP * 1e12 / moved(lambda: full.denoise(0)),
-        "decode": DECODE_TFLOP * 1e12 / (decoded * PROFILE.frames),
+        "encode": work.encode * 1e12 / moved(full.encode),
+        "denoise": work.call * 1e12 / moved(lambda: full.denoise(0)),
+        "decode": work.decode * 1e12 / (decoded * PROFILE.frames),
     }
 
 
@@ -96,7 +97,8 @@ def main() -> None:
     kept = read(told.file)
     roofs = next((row.work for row in kept if (row.job, row.name) == (CARD, CEILINGS)), {})
     product, copy = told.product or roofs.get("product"), told.copy or roofs.get("copy")
-    rows = [row for row in kept if row.seconds and row.work]
+    usual = "x".join(map(str, PROFILE.warm_size))
+    rows = [row for row in kept if row.seconds and row.work and usual in row.job]
     if not (rows and product and copy):
         ask.exit(1, f"{told.file} holds no rows of full-size networks, or no ceilings.\n")
     picture = told.file.with_suffix(".png")

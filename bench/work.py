@@ -10,7 +10,7 @@ second table counts high-quality films that reuse deep features.
 import argparse
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -27,6 +27,14 @@ SIZES: tuple[Size, ...] = (*BUCKETS[:3], (512, 512), (1024, 768), (1024, 1024))
 BRANCHES = (0, 2)
 #: Eight tenths of the 989 that NVIDIA gives for dense bfloat16 on an H200; well-shaped products reach it.
 TFLOPS = 790.0
+
+
+class Work(NamedTuple):
+    """TFLOP as diffusers runs them: the picture's two encoders, one UNet call, all frames' decoding."""
+
+    encode: float
+    call: float
+    decode: float
 
 
 def tflop(run: Callable[[], object]) -> float:
@@ -65,13 +73,19 @@ def encoding(vae: Any, clip: Any, size: Size) -> float:
     return tflop(lambda: (vae.encode(_meta(1, 3, size[1], size[0])), clip(_meta(1, 3, 224, 224))))
 
 
+@cache
+def counted(size: Size) -> Work:
+    unet, _, vae, clip = networks()
+    return Work(encoding(vae, clip, size), unet_call(unet, size), decoding(vae, size))
+
+
 def _meta(*shape: int) -> torch.Tensor:
     return torch.empty(shape, device="meta", dtype=torch.bfloat16)
 
 
 def reuse_row(branch: int, tflops: float) -> str:
     """Count an HQ film of the first size when every second or third step computes the whole UNet."""
-    unet, _, vae, clip = networks()
+    unet, _, _, _ = networks()
     reusing, size, steps = layered(unet, branch), SIZES[0], 25
     rewrite_unet(reusing)
     latents = _meta(1, FRAMES, 8, size[1] // CELL, size[0] // CELL)
@@ -83,7 +97,7 @@ def reuse_row(branch: int, tflops: float) -> str:
 
     whole = tflop(call)
     part = tflop(lambda: call(deep=deep[0]))
-    once = encoding(vae, clip, size) + decoding(vae, size)
+    once = counted(size).encode + counted(size).decode
     cells = [f"{part:.2f}"]
     for interval in (2, 3):
         calls = len(range(0, steps, interval))
@@ -93,9 +107,9 @@ def reuse_row(branch: int, tflops: float) -> str:
 
 
 def row(size: Size, tflops: float) -> str:
-    unet, rewritten, vae, clip = networks()
-    plain, ours, decode = unet_call(unet, size), unet_call(rewritten, size), decoding(vae, size)
-    once = encoding(vae, clip, size) + decode
+    _, rewritten, _, _ = networks()
+    (encode, plain, decode), ours = counted(size), unet_call(rewritten, size)
+    once = encode + decode
     cells = [f"{plain:.2f}", f"{decode:.1f}"]
     for calls in (4, 50):
         work = calls * plain + once

@@ -22,9 +22,15 @@ def test_gpu_bench_measures_stock_and_each_change_on_tiny_networks(
     gpu.main()
     found = rows(capsys)
     kept = [lever for lever in gpu.LEVERS if not lever.reuse]
-    assert len(found) == 2 * (1 + len(gpu.CHANGES)) + len(kept) + len(gpu.LEVERS)
+    usual = [row for row in found if "64x32" in row[0]]
+    assert len(usual) == 2 * (1 + len(gpu.CHANGES)) + len(kept) + len(gpu.LEVERS)
+    assert [row[0] for row in found[len(usual) :]] == [
+        f" {job}, 32x64, 2 steps: {name} "
+        for job in ("turbo", "HQ")
+        for name in ("stock diffusers", "default")
+    ]
     assert all(float(cell) > 0 for row in found for cell in row[1:5])
-    guided = found[-len(gpu.CHANGES + gpu.LEVERS) :]
+    guided = usual[-len(gpu.CHANGES + gpu.LEVERS) :]
     # Films of the guided job differ from stock's by rounding alone; with a lever, by more.
     assert all(float(row[-1]) > 50 for row in guided[: len(gpu.CHANGES)])
     assert all(30 < float(row[-1]) < 65 for row in guided[len(gpu.CHANGES) :])
@@ -139,6 +145,7 @@ def test_gpu_bench_that_is_cut_off_goes_on_with_the_next_row(
 ) -> None:
     results = tmp_path / "rows.jsonl"
     monkeypatch.setattr(gpu, "TINY_JOBS", gpu.TINY_JOBS[1:])
+    monkeypatch.setattr(gpu, "TINY_SIZES", ())
     monkeypatch.setattr(gpu, "CHANGES", gpu.CHANGES[:2])
     monkeypatch.setattr(gpu, "LEVERS", gpu.LEVERS[-2:])
     called = ["gpu", "--tiny", "--rounds", "1", "--results", str(results)]
