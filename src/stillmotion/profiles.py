@@ -326,6 +326,10 @@ def _checked(profile: Profile, source: Path) -> Profile:
         "first_frame.steps": profile.first_frame.steps,
         "samplers.euler.steps": profile.samplers.euler.steps,
         "samplers.euler.reuse_interval": profile.samplers.euler.reuse_interval,
+        "codec.unshuffle_in": profile.codec.unshuffle_in,
+        "codec.shuffle_out": profile.codec.shuffle_out,
+        "codec.cell": profile.codec.cell,
+        "warm_size": min(profile.warm_size),
     }
     for key, count in counts.items():
         if count < 1:
@@ -344,6 +348,7 @@ def _checked(profile: Profile, source: Path) -> Profile:
         if min(size) < 8 or any(side % 8 for side in size):
             raise wrong(source, "first_frame.sizes", list(size), "two positive multiples of 8")
     _check_memory(profile, source)
+    _check_places(profile, source)
     return replace(profile, sources=_used_sources(profile, source))
 
 
@@ -374,6 +379,19 @@ def _check_memory(profile: Profile, source: Path) -> None:
         if frames < 0 or (frames and profile.frames % frames):
             wanted = f"0 or a divisor of frames, {profile.frames}"
             raise wrong(source, "memory.feed_forward_frames", frames, wanted)
+
+
+def _check_places(profile: Profile, source: Path) -> None:
+    """Refuse paths out of the weights folder: what lies there is neither verified nor in the fingerprint."""
+    first = profile.first_frame
+    places = [
+        *((f"first_frame.{key}", getattr(first, key)) for key in ("folder", "unet", "vocabulary")),
+        *((f"parts.{field.name}", getattr(profile.parts, field.name)) for field in dataclasses.fields(Parts)),
+        *(("sources.files", each.place(name)) for each in profile.sources for name in ("", *each.files)),
+    ]
+    for key, place in places:
+        if Path(place).is_absolute() or ".." in Path(place).parts:
+            raise wrong(source, key, place, "a path inside the weights folder, where a link may lead out")
 
 
 def choose_profile(asked: str, cuda: bool, data_dir: Path) -> tuple[Profile, str]:

@@ -5,6 +5,7 @@ default here. Nothing else in the program reads the environment.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
@@ -43,10 +44,20 @@ def _check_url(url: str) -> str:
     return url
 
 
+def _check_database(url: str) -> str:
+    if urlsplit(url).scheme != "postgresql+psycopg":
+        raise ValueError(
+            "write it as postgresql+psycopg://user@host/name; leave it out for the SQLite file in the data "
+            "directory"
+        )
+    return url
+
+
 #: A comma-separated list in the environment.
 Words = Annotated[list[str], BeforeValidator(_split)]
 Networks = Annotated[Words, AfterValidator(_check_networks)]
 HttpUrl = Annotated[str, AfterValidator(_check_url)]
+DatabaseUrl = Annotated[str, AfterValidator(_check_database)]
 CompileMode = Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
 
 
@@ -70,7 +81,7 @@ class Settings(BaseModel):
     )
     tls_name: Words = _setting([], "names", "Further host names and addresses for the certificate.")
     data_dir: Path = _setting(Path("stillmotion-data"), "path", "Where state, media, keys and the lock live.")
-    database_url: str | None = _setting(
+    database_url: DatabaseUrl | None = _setting(
         None,
         "URL",
         "PostgreSQL as postgresql+psycopg://…; unset means the SQLite file in the data directory.",
@@ -196,8 +207,10 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
     except ValidationError as error:
         first = error.errors()[0]
         name, problem = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+        # The line lands in logs: a database URL may hold a password.
+        value = re.sub(r":[^:@/]*@", ":***@", repr(chosen.get(name)))
         raise UserError(
-            f"Setting {PREFIX}{name.upper()} is {chosen.get(name)!r}: {problem}. "
+            f"Setting {PREFIX}{name.upper()} is {value}: {problem}. "
             "Run `stillmotion settings` for what each setting means."
         ) from error
 

@@ -4,6 +4,7 @@ Whatever does not fit (an unknown or missing key, a wrong type) is refused, nami
 """
 
 import dataclasses
+import math
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -54,6 +55,8 @@ def read(kind: type[T], value: Any, source: Path, key: str) -> T:
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, cast(type, accepted)) or (isinstance(value, bool) and kind is not bool):
         raise wrong(source, key, value, f"of type {kind.__name__}")
+    if kind is float and not math.isfinite(cast(float, value)):
+        raise wrong(source, key, value, "a finite number")
     return cast(T, float(value) if kind is float else value)
 
 

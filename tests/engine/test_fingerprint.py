@@ -1,6 +1,7 @@
 """The fingerprint tells apart all that may change a film's bytes besides the request."""
 
 import dataclasses
+import importlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -67,6 +68,10 @@ def test_device_number_format_weights_versions_and_code_are_part_of_it(
     told.append(of(profile, tmp_path))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
     told.append(of(profile, tmp_path))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_tile": True, "cpu_name": "any"})
+    told.append(of(profile, tmp_path))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI")
+    told.append(of(profile, tmp_path))
     monkeypatch.setattr(stillmotion, "__version__", "another")
     told.append(of(profile, tmp_path))
     monkeypatch.setattr(weights, "PACKAGES", (*weights.PACKAGES, "pytest"))
@@ -79,6 +84,34 @@ def test_device_number_format_weights_versions_and_code_are_part_of_it(
         changed.write_text(f"{changed.read_text()}\n")
         told.append(of(profile, tmp_path))
     assert len(set(told)) == len(told)
+
+
+def test_weights_behind_a_link_are_part_of_it(tmp_path: Path) -> None:
+    weights_dir, elsewhere = tmp_path / "weights", tmp_path / "elsewhere"
+    weights_dir.mkdir()
+    elsewhere.mkdir()
+    (weights_dir / "text_to_image").symlink_to(elsewhere)
+    told: set[str] = set()
+    for data in (b"1", b"2"):
+        (elsewhere / "model.safetensors").write_bytes(data)
+        told.add(of(load_profile("svd"), weights_dir))
+    assert len(told) == 2
+
+
+def test_a_package_that_rewrites_prompts_is_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: set[str] = set()
+    monkeypatch.syspath_prepend(tmp_path)
+    for version in ("1", "2"):
+        # PixArt and SANA have it mend the prompt, where it is installed.
+        (tmp_path / f"ftfy-{version}.dist-info").mkdir()
+        metadata = tmp_path / f"ftfy-{version}.dist-info" / "METADATA"
+        metadata.write_text(f"Metadata-Version: 2.1\nName: ftfy\nVersion: {version}\n")
+        importlib.invalidate_caches()
+        told.add(of(load_profile("svd"), tmp_path / "weights"))
+        shutil.rmtree(metadata.parent)
+    assert len(told) == 2
 
 
 def test_what_an_owner_changes_reaches_the_film_and_the_fingerprint(

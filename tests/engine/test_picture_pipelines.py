@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from stillmotion.engine import Engine
 from stillmotion.engine.memory import Placement
 from stillmotion.engine.pipelines import load_pipeline
+from stillmotion.engine.quiet import no_advice
 from stillmotion.errors import InputRefused, RequestCancelled, WeightsMissing
 from stillmotion.profiles import Profile, parse_profile
 from stillmotion.types import Assignment
@@ -108,6 +109,22 @@ def test_a_film_is_made_of_it_with_progress_and_moving_parts(engine: Engine, ass
         assert read_frames(Path(wanted.output)).shape == (tiny.FRAMES, 64, 96, 3)
         assert not any(part.here for part in engine.memory.parts.values())
     assert len(films) == 1
+
+
+def test_a_picture_that_a_safety_checker_blanks_is_refused_and_not_filmed(
+    kl_folder: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(kl_folder, weights, ignore=shutil.ignore_patterns("text_to_image"))
+    with no_advice():
+        tiny_pictures.checked().save_pretrained(weights / "checked")
+    engine = Engine(profile("checked", "scheduler = {}\n"), weights, "cpu")
+    assert drawn(engine, 7).isfinite().all()
+    with torch.no_grad():
+        engine.weights.first_frame.pipeline.safety_checker.concept_embeds_weights.fill_(-2)
+    with pytest.raises(InputRefused, match="safety checker") as found:
+        drawn(engine, 7)
+    assert (found.value.failure.kind, found.value.failure.field) == ("content_policy_violation", "prompt")
 
 
 def test_each_stage_has_its_own_networks_on_the_device_and_no_others(engine: Engine) -> None:
@@ -274,6 +291,9 @@ def test_a_pipeline_that_takes_no_guidance_is_asked_for_none(spoilt: Path) -> No
         ("StableDiffusionXLImg2ImgPipeline", "draws no picture from a prompt alone"),
         ("FluxControlNetPipeline", "draws no picture from a prompt alone"),
         ("WanPipeline", "draws no picture from a prompt alone"),
+        ("LattePipeline", "draws no picture from a prompt alone"),
+        ("TextToVideoZeroPipeline", "draws no picture from a prompt alone"),
+        ("StableCascadePriorPipeline", "draws no picture from a prompt alone"),
         ("KandinskyV22CombinedPipeline", "draws no picture from a prompt alone"),
         ("FluxImg2ImgPipeline", "starts from a picture"),
     ],
@@ -283,6 +303,23 @@ def test_other_kinds_of_pipelines_are_refused_with_advice(spoilt: Path, name: An
     index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": name}))
     with pytest.raises(WeightsMissing, match=f"{said}.*docs/weights.md"):
         load("flux", spoilt)
+
+
+@pytest.mark.parametrize("library", ["mine", "transformers"])
+def test_code_in_a_folder_is_never_run(spoilt: Path, library: str) -> None:
+    ran = spoilt.parent / "ran"
+    (spoilt / "text_encoder" / "mine.py").write_text(
+        f"from pathlib import Path\nPath({str(ran)!r}).touch()\nclass Mine: ...\n"
+    )
+    config = spoilt / "text_encoder" / "config.json"
+    strange = {"model_type": "strange", "auto_map": {"AutoConfig": "mine.Mine", "AutoModel": "mine.Mine"}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | strange))
+    index = spoilt / "model_index.json"
+    part = [library, "Mine" if library == "mine" else "AutoModel"]
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"text_encoder": part}))
+    with pytest.raises(WeightsMissing, match="cannot be loaded"):
+        load("flux", spoilt)
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,16 @@ def test_a_variant_of_the_first_frame_is_its_own(tmp_path: Path) -> None:
         (f"{PICTURES}arguments = 3", r"first_frame.arguments is 3, it must be a table"),
         (f"{PICTURES}sizes = [[1000, 500]]", r"first_frame.sizes is \[1000, 500\], it must be two positive"),
         ("threads 2", r"pocket.toml: not valid TOML"),
+        ("[codec]\ncell = 0", r"codec.cell is 0, it must be at least 1"),
+        ("warm_size = [0, 64]", r"warm_size is 0, it must be at least 1"),
+        ("[samplers.euler]\nsigma_max = inf", r"samplers.euler.sigma_max is inf, it must be a finite number"),
+        ("[first_frame]\nguidance_scale = nan", r"first_frame.guidance_scale is nan, it must be a finite"),
+        ("[parts]\nunet = '/big/unet'", r"parts.unet is '/big/unet', it must be a path inside the weights"),
+        (PICTURES.replace("pictures", "../x"), r"first_frame.folder is '../x', it must be a path inside"),
+        (
+            "[[sources]]\nrepository = 'a/b'\nlicence = ''\nfiles = ['../x.json']",
+            r"sources.files is '../x.json', it must be a path inside",
+        ),
     ],
 )
 def test_an_owners_mistake_is_refused_naming_file_and_key(tmp_path: Path, text: str, said: str) -> None:

@@ -137,6 +137,23 @@ def test_an_import_that_lacks_a_shard_or_the_repository_takes_nothing(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("shards", ['{"a": "../../victim.json"}', '{"a": "code.py"}', '{"a": 3}', "[]"])
+def test_an_index_that_names_anything_but_shards_beside_it_is_refused(
+    shards: str, repositories: Path, tmp_path: Path
+) -> None:
+    profile = own(tmp_path)
+    folder = profile.weights_dir(tmp_path)
+    home = tmp_path / "origin" / FLUX
+    shutil.copytree(repositories / FLUX, home)
+    index = next((home / "transformer").glob("*.safetensors.index.json"))
+    index.write_text(f'{{"weight_map": {shards}}}')
+    (home.parent / "victim.json").write_text("theirs")
+    (home / "transformer" / "code.py").touch()
+    with pytest.raises(WeightsMissing, match=r"names .* which is no shard beside it|cannot be read"):
+        import_from(profile, folder, tmp_path / "origin", list[str]().append)
+    assert not folder.exists()
+
+
 INDEX: dict[str, Any] = {
     "_class_name": "FluxPipeline",
     "_diffusers_version": "0.30.0",

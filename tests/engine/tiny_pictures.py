@@ -5,6 +5,7 @@
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import transformers
 
 from stillmotion.engine.quiet import no_advice
-from tests.engine.tiny import text_config, tokenizer
+from tests.engine.tiny import CROSS, picture_unet, text_config, tokenizer
 
 #: The classes' own annotations are narrower than what they take.
 models: Any = diffusers
@@ -72,6 +73,23 @@ def autoencoder(latents: int, **more: Any) -> Any:
 
 def flow(**more: Any) -> Any:
     return models.FlowMatchEulerDiscreteScheduler(**more)
+
+
+def checked() -> Any:
+    """Stable Diffusion 1, whose safety checker lets every picture pass."""
+    seen = towers.CLIPVisionConfig(hidden_size=36, intermediate_size=37, num_hidden_layers=1, patch_size=32)
+    checker: Any = import_module("diffusers.pipelines.stable_diffusion.safety_checker")
+    return models.StableDiffusionPipeline(
+        vae=autoencoder(4),
+        text_encoder=clip(towers.CLIPTextModel),
+        tokenizer=tokenizer(77),
+        unet=picture_unet(4, cross_attention_dim=CROSS),
+        scheduler=models.DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False),
+        safety_checker=checker.StableDiffusionSafetyChecker(
+            towers.CLIPConfig(text_config={}, vision_config=seen.to_dict(), projection_dim=CROSS)
+        ),
+        feature_extractor=towers.CLIPImageProcessor(),
+    )
 
 
 def flux() -> Any:

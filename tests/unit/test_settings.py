@@ -44,11 +44,18 @@ def test_empty_variable_unsets_an_optional_setting() -> None:
         ("TRUSTED_PROXIES", "10.0.0.0/8,proxy"),
         ("PUBLIC_URL", "films.example"),
         ("PUBLIC_URL", "https://films.example/?a=b"),
+        ("DATABASE_URL", "sqlite:////srv/films.db"),
+        ("DATABASE_URL", "postgres://films@db/films"),
     ],
 )
 def test_wrong_value_is_refused_with_variable_and_value(name: str, text: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"STILLMOTION_{name} is {text!r}")):
         load_settings({}, {f"STILLMOTION_{name}": text})
+
+
+def test_a_refused_database_url_is_told_without_its_password() -> None:
+    with pytest.raises(UserError, match=re.escape("'mysql://films:***@db/films'")):
+        load_settings({}, {"STILLMOTION_DATABASE_URL": "mysql://films:s3cret@db/films"})
 
 
 def test_variables_of_others_are_ignored() -> None:

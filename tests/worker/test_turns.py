@@ -169,6 +169,21 @@ async def test_a_picture_that_does_not_come_keeps_the_device_from_nobody(
         assert (await house.ended(waiting)).outcome is Outcome.CANCELLED
 
 
+async def test_a_dead_runner_is_replaced_while_a_picture_does_not_come(
+    sqlite_store: Store, tmp_path: Path, silent_url: str
+) -> None:
+    async with open_house(
+        sqlite_store, tmp_path, fetch_allow=["127.0.0.1"], fetch_timeout_s=2 * PATIENCE_S
+    ) as house:
+        waiting = await house.submit(picture=silent_url)
+        row = await house.ended(await house.submit("crash_at=2 until=1"))
+        assert (row.outcome, row.crashes) == (Outcome.OK, 1)
+        row = await house.read(waiting)
+        assert (row.state, row.crashes, row.attempt) == (State.RUNNING, 0, 2)
+        await house.cancel(waiting)
+        assert (await house.ended(waiting)).outcome is Outcome.CANCELLED
+
+
 async def test_a_death_with_two_films_is_counted_for_neither_and_the_guilty_one_found_alone(
     sqlite_store: Store, tmp_path: Path
 ) -> None:

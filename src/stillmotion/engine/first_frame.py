@@ -115,6 +115,8 @@ class FirstFrame:
             # What rewrites a prompt samples its words from torch's own generator.
             torch.manual_seed(said["generator"].initial_seed())  # pyright: ignore[reportUnknownMemberType]
             answer = pipeline(**{name: value for name, value in said.items() if name in known})
+        if any(getattr(answer, "nsfw_content_detected", None) or ()):
+            raise blanked()
         return torch.as_tensor(answer[0])
 
     def _latents(self, size: Size, generator: torch.Generator) -> Tensor | None:
@@ -174,6 +176,16 @@ def cannot_draw(name: str, size: Size, error: Exception) -> InputRefused:
         f"{name} cannot draw {size[0]}x{size[1]} as the profile's first_frame asks: {error}",
         kind="internal_server_error",
         status=500,
+    )
+
+
+def blanked() -> InputRefused:
+    """The failure of a prompt for which Stable Diffusion's own checker returns a black picture."""
+    return InputRefused(
+        "The first frame's safety checker found the picture unsafe and made it black. Try another prompt "
+        "or seed; weights without `safety_checker` in their model_index.json draw unchecked.",
+        kind="content_policy_violation",
+        field="prompt",
     )
 
 

@@ -6,6 +6,7 @@ and no random numbers are drawn for them; transformers does the same by itself.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,7 +83,9 @@ def digest_files(folder: Path) -> str:
     Files of the size their lock names are taken at its word: hashing 17 GB at every start takes a minute.
     """
     lock = read_lock(folder)
-    files = sorted(p for p in folder.rglob("*") if p.suffix in DATA_SUFFIXES)
+    # Not rglob: on Python 3.11 it passes over folders that are links.
+    found = (Path(home, name) for home, _, names in os.walk(folder, followlinks=True) for name in names)
+    files = sorted(path for path in found if path.suffix in DATA_SUFFIXES)
 
     def known(path: Path) -> str:
         locked = lock.get(path.relative_to(folder).as_posix())

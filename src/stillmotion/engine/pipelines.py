@@ -42,7 +42,9 @@ SAID = frozenset(
 #: How diffusers and transformers fail on files that are absent, damaged or of another shape.
 BROKEN = (OSError, ValueError, SafetensorError, RuntimeError, AttributeError, TypeError, LookupError)
 #: A call that takes one of these starts from another picture, or makes films.
-OTHER_WORK = frozenset({"mask_image", "control_image", "control_video", "video", "frames", "num_frames"})
+OTHER_WORK = frozenset(
+    {"mask_image", "control_image", "control_video", "video", "frames", "num_frames", "video_length"}
+)
 
 
 def takes(kind: Any) -> Mapping[str, inspect.Parameter]:
@@ -103,8 +105,7 @@ def load_pipeline(
 def stages(pipeline: Any) -> dict[Part, tuple[nn.Module, ...]]:
     """A pipeline's networks by the stage they run in: before, in and after the denoiser's loop."""
     modules = {name: m for name, m in pipeline.components.items() if isinstance(m, nn.Module)}
-    order: list[str] = pipeline.model_cpu_offload_seq.split("->")
-    draw = [name for name in order if "unet" in name or "transformer" in name]
+    order, draw = _order(type(pipeline))
     tell = order[: order.index(draw[0])]
 
     def found(names: list[str]) -> tuple[nn.Module, ...]:
@@ -112,6 +113,12 @@ def stages(pipeline: Any) -> dict[Part, tuple[nn.Module, ...]]:
 
     rest = [name for name in modules if name not in (*tell, *draw)]
     return {"text_encoder": found(tell), "picture_unet": found(draw), "picture_vae": found(rest)}
+
+
+def _order(kind: Any) -> tuple[list[str], list[str]]:
+    """The order in which a kind's networks run, and those of them that denoise."""
+    order = str(kind.model_cpu_offload_seq).split("->")
+    return order, [name for name in order if "unet" in name or "transformer" in name]
 
 
 def _known_kind(name: Any, folder: Path) -> type[DiffusionPipeline]:
@@ -131,7 +138,8 @@ def _known_kind(name: Any, folder: Path) -> type[DiffusionPipeline]:
         each for each, p in call.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     } - {"self", "prompt"}
     from_text = hasattr(kind, "encode_prompt") and call.keys() >= SAID - {"guidance_scale"}
-    if needed or not from_text or OTHER_WORK & call.keys() or {"controlnet", "adapter"} & parts.keys():
+    other = OTHER_WORK & call.keys() or {"controlnet", "adapter"} & parts.keys() or not _order(kind)[1]
+    if needed or not from_text or other:
         raise WeightsMissing(f"{folder} is a {name}, which draws no picture from a prompt alone. {advice}")
     if "image" in call and not _may_go_without_picture(kind):
         raise WeightsMissing(f"{folder} is a {name}, which starts from a picture. {advice}")

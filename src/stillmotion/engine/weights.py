@@ -19,6 +19,7 @@ from stillmotion.engine.reuse import ReusingUNet
 from stillmotion.errors import UserError
 from stillmotion.lockfile import digest
 from stillmotion.profiles import MemoryPreset, Part, Profile
+from stillmotion.settings import shell_environment
 from stillmotion.types import Sampler
 
 from diffusers.models.unets.unet_spatio_temporal_condition import (  # isort: skip
@@ -26,8 +27,16 @@ from diffusers.models.unets.unet_spatio_temporal_condition import (  # isort: sk
 )
 from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection  # isort: skip
 
-#: Versions that can change a film's bytes; av is absent on a bare GPU machine.
-PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "av")
+#: Versions that can change a film's bytes; av is absent on a bare GPU machine. The second line cuts and
+#: cleans prompts, its last two only where they are there.
+PACKAGES = (
+    *("torch", "diffusers", "transformers", "numpy", "pillow", "av"),
+    *("tokenizers", "sentencepiece", "ftfy", "beautifulsoup4"),
+)
+
+#: Beginnings of the environment variables by which libraries are told to take other routines than their own
+#: choice: ONEDNN_MAX_CPU_ISA makes other films.
+SWITCHES = ("CUBLAS_", "CUDNN_", "DIFFUSERS_", "DNNL_", "MKL_", "NVIDIA_TF32_", "ONEDNN_", "TORCH_")
 
 HERE = Path(__file__).parent
 
@@ -131,6 +140,7 @@ def _rewrite(unet: UNetSpatioTemporalConditionModel, profile: Profile, device: t
 
 def fingerprint(profile: Profile, folder: Path, device: torch.device, dtype: torch.dtype) -> str:
     """Hash all that equal bytes depend on besides the request, the memory preset and compiled code."""
+    variables = shell_environment()
     return combine(
         [
             f"weights {digest_files(folder)}",
@@ -143,6 +153,8 @@ def fingerprint(profile: Profile, folder: Path, device: torch.device, dtype: tor
             ),
             *(f"{name} {_version(name)}" for name in PACKAGES),
             f"device {device_name(device)}, {cuda_libraries(device)}",
+            f"CPU {cpu_instructions()}",
+            *(f"{name} {told}" for name, told in sorted(variables.items()) if name.startswith(SWITCHES)),
             f"dtype {dtype}",
             f"threads {profile.threads}",
         ]
@@ -154,6 +166,12 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return torch.backends.cpu.get_cpu_capability()
+
+
+def cpu_instructions() -> str:
+    """What a CPU's libraries choose their routines by; `device_name` does not tell AMX from none."""
+    known: Mapping[str, Any] = torch.cpu.get_capabilities()
+    return " ".join(sorted(name for name, there in known.items() if there is True))
 
 
 def cuda_libraries(device: torch.device) -> str:

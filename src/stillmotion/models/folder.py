@@ -165,15 +165,21 @@ def _found_pipeline(origin: Path, source: Source, variant: str) -> list[str]:
     files = sorted(path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file())
     try:
         names = pipeline_files(json.loads(index.read_bytes()), files, variant)
-        shards = [
-            f"{name.rpartition('/')[0]}/{shard}"
-            for name in names
-            if ".index." in name
-            for shard in json.loads((home / name).read_bytes())["weight_map"].values()
-        ]
-    except (ValueError, KeyError) as error:
+        shards = [shard for name in names if ".index." in name for shard in _shards(home, name)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsMissing(f"An index of {home} cannot be read: {error}.") from error
     return list(dict.fromkeys((*shards, *names)))
+
+
+def _shards(home: Path, index: str) -> Iterator[str]:
+    for shard in json.loads((home / index).read_bytes())["weight_map"].values():
+        # An index comes from anywhere: it must lead to no other file, nor to a place of another.
+        if Path(shard).name != shard or Path(shard).suffix != ".safetensors":
+            raise WeightsMissing(
+                f"{home / index} names {shard}, which is no shard beside it; the repository is damaged or "
+                "not to be trusted. Fetch it again, or name another under first_frame."
+            )
+        yield f"{index.rpartition('/')[0]}/{shard}"
 
 
 def _find(origin: Path, source: Source, name: str) -> Path | None:

@@ -31,7 +31,7 @@ class Stop(Enum):
     CANCELLED = auto()
     #: The lease is lost or could not be renewed; another worker may have the request.
     LOST = auto()
-    #: This worker ends.
+    #: Its worker ends, or its runner has ended before it began.
     ENDING = auto()
 
 

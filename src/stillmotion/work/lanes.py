@@ -12,7 +12,7 @@ from typing import Any
 
 from stillmotion.errors import RunnerGone
 from stillmotion.wakeup import Wakeup
-from stillmotion.work.attempts import Attempt
+from stillmotion.work.attempts import Attempt, Stop
 from stillmotion.work.runners import Runner, start_runner
 
 RESTART_FIRST_S, RESTART_LAST_S = 0.5, 30.0
@@ -78,6 +78,11 @@ class Lane:
         others = [other for other in self.attempts if other.running]
         apart = all(each.may_share for each in (attempt, *others))
         return self.on_device is None and self._prepared[0] is attempt and (apart or not others)
+
+    def drop_waiting(self) -> None:
+        """Give up what the device has still to take; each goes back to its place."""
+        for attempt in self.waiting:
+            attempt.drop(Stop.ENDING)
 
     def leave(self, attempt: Attempt) -> None:
         """Give the device up, if it is the attempt's."""

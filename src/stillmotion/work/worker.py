@@ -102,8 +102,7 @@ class Worker:
         asyncio.get_running_loop().call_later(self._settings.drain_grace_s, self.stop)
         for lane in self._lanes:
             if lane.on_device is not None:
-                for attempt in lane.waiting:
-                    attempt.drop(Stop.ENDING)
+                lane.drop_waiting()
             if not lane.attempts:
                 lane.end()
             lane.hint()
@@ -143,6 +142,7 @@ class Worker:
                     runner = lane.runner
                     if runner is None or runner.is_gone:
                         # What it had goes back to its place before anything else is claimed.
+                        lane.drop_waiting()
                         if lane.attempts:
                             await lane.moved()
                         else:
