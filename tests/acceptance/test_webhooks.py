@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from stillmotion.http import wire
@@ -177,3 +178,10 @@ def test_w05_a_private_receiver_is_refused_unless_allowed(tmp_path: Path) -> Non
         )
         assert answer.status_code == 422
         assert answer.json()["detail"][0]["loc"] == ["query", "fal_webhook"]
+
+
+def test_more_names_are_looked_up_at_once_than_one_caller_is_likely_to_name(server: Server) -> None:
+    """Names that nobody answers for hold their thread for as long as the name server is silent."""
+    submit(server, "http://localhost:9/")
+    # libuv gives names half of its threads.
+    assert psutil.Process(server.process.pid).num_threads() > 2 * 32

@@ -198,6 +198,7 @@ AS_A_RESULT: dict[str, tuple[Failure, Expected]] = {
         Expected(status, kind, ("body", *([field] if field else [])) if listed else None, "false", headers),
     )
     for status, kind, field, listed, headers, context in (
+        (422, "content_policy_violation", "prompt", True, (), {}),
         (422, "image_load_error", "image_url", True, (), {}),
         (422, "file_download_error", "image_url", True, (), {}),
         (422, "file_too_large", "image_url", True, (), {"max_size": 25_000_000}),

@@ -108,6 +108,8 @@ def serve(settings: Settings, engine: str) -> int:
             f"Data directory {settings.data_dir} is in use by {lock.holder()}. "
             "Stop that server, or start this one with another --data-dir."
         )
+    # libuv lets half of its threads, two, look names up: two that are not answered would hold up all others.
+    os.environ.setdefault("UV_THREADPOOL_SIZE", "64")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(settings, engine, began))
