@@ -7,7 +7,7 @@ import httpx
 
 from tests.acceptance.calls import ENDPOINT, Ticket, wait_for
 from tests.acceptance.test_operator import answer_to
-from tests.server import TIMED_ENGINE, Server, run_cli, wait_until
+from tests.server import NO_ROOTS, TIMED_ENGINE, Server, run_cli, wait_until
 
 ENDLESS = "steps=100000 pause=0.05"
 
@@ -24,7 +24,7 @@ def create(server: Server, name: str, *words: str) -> str:
 
 def client(server: Server, key: str) -> httpx.Client:
     headers = {"Authorization": f"Key {key}"}
-    return httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False)
+    return httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False, verify=NO_ROOTS)
 
 
 def submit(caller: httpx.Client, prompt: str, **headers: str) -> httpx.Response:

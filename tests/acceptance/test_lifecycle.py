@@ -22,7 +22,7 @@ from tests.acceptance.calls import (
     submit,
     wait_for,
 )
-from tests.server import TIMED_ENGINE, Server, run_cli, wait_until
+from tests.server import TIMED_ENGINE, Server, ask_readiness, run_cli, wait_until
 
 #: Long enough to be met while it runs, short enough to wait for.
 SLOW = "steps=30 pause=0.1"
@@ -71,7 +71,7 @@ def test_sigterm_finishes_what_runs_and_answers_polls_meanwhile(tmp_path: Path) 
         server.terminate()
         wait_until(lambda: "worker drains" in server.output(), "the drain")
         assert status(server, running)["status"] == "IN_PROGRESS"
-        assert httpx.get(f"{server.url}/readyz", trust_env=False).status_code == 503
+        assert ask_readiness(server.url).status_code == 503
         assert server.wait() == 0
         server.restart()
         told = wait_for(server, running, "COMPLETED")

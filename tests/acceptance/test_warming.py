@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from tests.server import Server, wait_until
+from tests.server import Server, ask_readiness, wait_until
 
 WARMING_ENGINE = "tests.timed_engine:open_warming"
 
 
 def readiness(server: Server) -> dict[str, Any]:
-    return httpx.get(f"{server.url}/readyz", timeout=30, trust_env=False).json()
+    return ask_readiness(server.url, 30).json()
 
 
 def test_readyz_tells_how_many_sizes_are_warm(tmp_path: Path) -> None:

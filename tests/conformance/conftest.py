@@ -70,7 +70,12 @@ def picture_url(picture: Path) -> Iterator[str]:
 def timed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose films come by the timetable in the prompt: quick, or slow enough to be cancelled."""
     data_dir = tmp_path_factory.mktemp("timed")
-    env = {"STILLMOTION_FETCH_ALLOW": "127.0.0.1", "STILLMOTION_WEBHOOK_ALLOW": "127.0.0.1"}
+    env = {
+        "STILLMOTION_FETCH_ALLOW": "127.0.0.1",
+        "STILLMOTION_WEBHOOK_ALLOW": "127.0.0.1",
+        # A start deadline that has passed is noticed by the sweep.
+        "STILLMOTION_SWEEP_S": "0.1",
+    }
     with Server(data_dir, engine=TIMED_ENGINE, tls=True, env=env) as server:
         yield server
         secret = server.key.partition(":")[2]

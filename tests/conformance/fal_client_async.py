@@ -115,7 +115,7 @@ async def start_timeout() -> object:
     errors: list[object] = []
     for way in (fal_client.run_async, fal_client.subscribe_async):
         try:
-            await way(TURBO, arguments=QUICK, start_timeout=1.5)
+            await way(TURBO, arguments=QUICK, start_timeout=1.1)
         except fal_client.FalClientHTTPError as error:
             errors.append({"status": error.status_code, "type": error.error_type})
     await running.cancel()

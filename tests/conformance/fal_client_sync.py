@@ -119,7 +119,7 @@ def start_timeout() -> object:
     errors: list[object] = []
     for way in (fal_client.run, fal_client.subscribe):
         try:
-            way(TURBO, arguments=QUICK, start_timeout=1.5)
+            way(TURBO, arguments=QUICK, start_timeout=1.1)
         except fal_client.FalClientHTTPError as error:
             errors.append({"status": error.status_code, "type": error.error_type})
     running.cancel()

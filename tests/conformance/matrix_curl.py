@@ -182,7 +182,7 @@ def wrong_key() -> object:
 
 
 def start_timeout() -> object:
-    return while_busy(lambda running: call("run", f"/{TURBO}", INPUT, "-H", "X-Fal-Request-Timeout: 1.5"))
+    return while_busy(lambda running: call("run", f"/{TURBO}", INPUT, "-H", "X-Fal-Request-Timeout: 1.1"))
 
 
 for action in PLAN["actions"]:

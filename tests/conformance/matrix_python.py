@@ -147,7 +147,7 @@ def wrong_key() -> object:
 
 
 def start_timeout() -> object:
-    return while_busy(lambda running: call("run", TURBO, arguments=INPUT, start_timeout=1.5))
+    return while_busy(lambda running: call("run", TURBO, arguments=INPUT, start_timeout=1.1))
 
 
 for action in sys.argv[3:]:

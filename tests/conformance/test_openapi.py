@@ -34,7 +34,7 @@ def test_every_answer_is_the_documented_one_and_none_is_a_server_error(tmp_path:
         "STILLMOTION_FETCH_TIMEOUT_S": "1",
         "STILLMOTION_BAD_KEYS_PER_MINUTE": "100000",
     }
-    with Server(tmp_path / "data", engine=BRIEF_ENGINE, env=env) as server:
+    with Server(tmp_path / "data", engine=BRIEF_ENGINE, env=env, program="tests.offline") as server:
         done = subprocess.run(
             [
                 Path(sys.executable).with_name("schemathesis"),

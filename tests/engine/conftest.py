@@ -1,5 +1,6 @@
 """Engines on tiny random weights, made once a session."""
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,15 @@ with warnings.catch_warnings():
 
 from stillmotion.profiles import parse_profile
 from tests.hub import LocalHub, running_hub
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_this_module_makes_garbage() -> None:
+    """Spare collections what was imported before, half a second each; the engine asks for many."""
+    gc.collect()
+    gc.freeze()
+    # Compiling makes so many objects, and keeps them, that torch's own would be looked through all the time.
+    gc.set_threshold(10_000)
 
 
 @dataclass

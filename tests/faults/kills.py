@@ -14,7 +14,7 @@ from stillmotion.cli.datadir import read_announcement
 from tests.acceptance.calls import all_gone
 from tests.faults import points
 from tests.faults.load import Load
-from tests.server import Server, wait_until
+from tests.server import Server, ask_readiness, wait_until
 
 #: Longest a server may take to be ready, or the next film made, after a kill.
 RECOVERY_S = 120
@@ -145,9 +145,6 @@ class Killer:
         assert self.server.process.poll() is None, f"the server ended: {self.server.output()}"
         announced = read_announcement(self.server.data_dir)
         try:
-            return (
-                announced is not None
-                and httpx.get(f"{announced.http}/readyz", timeout=10, trust_env=False).status_code == 200
-            )
+            return announced is not None and ask_readiness(announced.http, 10).status_code == 200
         except httpx.TransportError:
             return False

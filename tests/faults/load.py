@@ -20,7 +20,7 @@ import httpx
 
 from stillmotion.cli.datadir import read_announcement
 from tests.receiver import Call, Receiver
-from tests.server import wait_until
+from tests.server import NO_ROOTS, wait_until
 
 ENDPOINT = "fal-ai/fast-svd-lcm/text-to-video"
 APP = "fal-ai/fast-svd-lcm"
@@ -216,7 +216,11 @@ class Load:
         mine = self._local.__dict__
         if mine.get("url") != announced.http:
             client = httpx.Client(
-                base_url=announced.http, headers=self.headers, timeout=CALL_S, trust_env=False
+                base_url=announced.http,
+                headers=self.headers,
+                timeout=CALL_S,
+                trust_env=False,
+                verify=NO_ROOTS,
             )
             self._clients.callback(client.close)
             mine |= {"url": announced.http, "client": client}

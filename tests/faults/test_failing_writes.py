@@ -91,11 +91,17 @@ def test_f12_f13_a_server_whose_disk_fails_over_and_over_tells_it_and_recovers_b
     tmp_path: Path,
 ) -> None:
     data_dir = tmp_path / "data"
+    env = {
+        "STILLMOTION_WEBHOOK_ALLOW": "127.0.0.1",
+        # A delivery that could not be written down is made again once its time and its pause are over.
+        "STILLMOTION_WEBHOOK_TIMEOUT_S": "3",
+        "STILLMOTION_WEBHOOK_RETRY_BASE_S": "0.5",
+    }
     rng = random.Random()
     recoveries: list[float] = []
     with (
         Receiver() as receiver,
-        Server(data_dir, engine=TIMED_ENGINE, env={"STILLMOTION_WEBHOOK_ALLOW": "127.0.0.1"}) as server,
+        Server(data_dir, engine=TIMED_ENGINE, env=env) as server,
     ):
         load = Load(data_dir, server.headers, receiver.url, rng)
         digests = [load.film_digest(load.make_film(which)) for which in range(len(INPUTS))]

@@ -31,6 +31,12 @@ KILLS = int(os.environ.get("KILLS", "20"))
 SEED = int(os.environ.get("KILL_SEED") or random.SystemRandom().randrange(1_000_000))
 ENGINE = f"tests.faults.points:open_{os.environ.get('KILL_ENGINE', 'timed')}"
 
+SETTINGS = {
+    "STILLMOTION_WEBHOOK_ALLOW": "127.0.0.1",
+    # A delivery whose server was killed is made again once its time and its pause are over.
+    "STILLMOTION_WEBHOOK_TIMEOUT_S": "3",
+    "STILLMOTION_WEBHOOK_RETRY_BASE_S": "0.5",
+}
 REQUESTS = """
     SELECT id, state, outcome, attempt, crashes, finished, json_extract(failure, '$.kind') AS failure
     FROM request
@@ -73,7 +79,7 @@ def aftermath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Aftermath]:
     rng = random.Random(SEED)
     data_dir = tmp_path_factory.mktemp("killed") / "data"
     order = data_dir.with_name("order")
-    env = {"STILLMOTION_WEBHOOK_ALLOW": "127.0.0.1", points.ORDER: str(order)}
+    env = {**SETTINGS, points.ORDER: str(order)}
     with (
         Receiver() as receiver,
         Server(data_dir, engine=ENGINE, env=env, program="tests.faults.points") as server,

@@ -22,7 +22,7 @@ from stillmotion.store.tables import request
 from stillmotion.types import Outcome, State
 from tests.acceptance.calls import ENDPOINT, film, status, steps_told, submit, wait_for
 from tests.faults import points
-from tests.server import ROOT, TIMED_ENGINE, Server, wait_until
+from tests.server import ROOT, TIMED_ENGINE, Server, ask_readiness, wait_until
 from tests.store.asks import NOW, ask
 from tests.worker.house import open_house
 
@@ -81,7 +81,7 @@ async def test_f06_a_worker_that_stops_or_dies_is_overtaken_and_publishes_nothin
 
 def readiness(server: Server, code: int) -> str:
     """The reason /readyz gives with this status, else nothing."""
-    answer = httpx.get(f"{server.url}/readyz", timeout=30, trust_env=False)
+    answer = ask_readiness(server.url, 30)
     return str(answer.json()["reason"]) if answer.status_code == code else ""
 
 

@@ -11,7 +11,8 @@ const fal = createFal({ apiKey: process.env.FAL_KEY });
 const size = { video_size: { width: 320, height: 256 }, steps: 1 };
 
 async function film(model, options, of = fal) {
-  const made = await generateVideo({ model: of.video(model), seed: 7, maxRetries: 0, ...options });
+  const asked = { seed: 7, maxRetries: 0, poll: { intervalMs: 50 } };
+  const made = await generateVideo({ model: of.video(model), ...asked, ...options });
   const seed = made.providerMetadata.fal.seed;
   const bytes = Buffer.from(made.video.uint8Array);
   const box = bytes.toString("latin1", 4, 8);

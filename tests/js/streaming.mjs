@@ -68,7 +68,7 @@ const actions = {
 
   start_timeout: () =>
     whileBusy(async () => {
-      const startTimeout = 1.5;
+      const startTimeout = 1.1;
       const run = await fal.run(TURBO, { input: QUICK, startTimeout }).catch(tooLate);
       const { request_id: requestId } = await fal.queue.submit(TURBO, { input: QUICK, startTimeout, hint: "a" });
       const ask = () => fal.queue.status(TURBO, { requestId });
