@@ -1,4 +1,4 @@
-"""Draws the rows of `bench.gpu` at the usual size under the card's roofs: PNG beside the results file. Needs matplotlib.
+"""Draws rows of `bench.gpu` at the usual size under the card's roofs, as a PNG beside the file.
 
     PYTHONPATH=src:. python -m bench.roofline FILE [--product TFLOP/s] [--copy TB/s]
 
