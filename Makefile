@@ -9,8 +9,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# One process per core of a small machine; files stay whole, so their servers are started once.
-PARALLEL := -n 2 --dist loadfile
+# One process more than a small machine has cores, for tests wait for servers a third of their time; files stay
+# whole, so their servers are started once.
+PARALLEL := -n 3 --dist loadfile
 TEST_ARGS ?=
 BENCH_ARGS ?=
 # Kills of `make faults` with the timed engine.
