@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from training.loop import Run, muon
+from training.loop import Run, halves, muon
 from training.render import film, ground_texture, lay, poses_of, stage, texture
 from training.world import COLOURS, FRAMES, MOTIONS, OBJECTS, PLACES, Scene, draw_scene
 
@@ -189,9 +189,9 @@ def main() -> None:
     figures: dict[str, object] = {"films": told.films}
     for name, minutes in (("looks", told.looks), ("moves", told.moves)):
         model = train(name, minutes)
-        halves = {k: v.half().contiguous() for k, v in model.state_dict().items()}
-        save_file(halves, FOLDER / f"{name}.safetensors")
-        model.load_state_dict({k: v.float() for k, v in halves.items()})
+        kept = halves(model.state_dict())
+        save_file(kept, FOLDER / f"{name}.safetensors")
+        model.load_state_dict({k: v.float() for k, v in kept.items()})
         figures[name] = accuracy(name, model, told.films, 880_002)
         if told.shuffled:
             figures[f"{name} after shuffled labels"] = accuracy(

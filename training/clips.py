@@ -69,6 +69,10 @@ class Clips:
     buckets: torch.Tensor  #: B
     scenes: list[Scene | None]  #: B; a picture from elsewhere has none
 
+    def to(self, device: torch.device) -> "Clips":
+        tensors = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, **tensors)
+
 
 def some_frames(rng: random.Random, count: int) -> list[int]:
     """Sorted frames: from all over the film, or neighbours, so that temporal layers see true spacing."""

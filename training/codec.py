@@ -6,6 +6,7 @@ not overlap, so encoding a cell is one matrix product: training never needs the 
 
 import random
 from pathlib import Path
+from typing import Self
 
 import torch
 from diffusers import AutoencoderTiny
@@ -96,11 +97,17 @@ class Cells:
 
     def __init__(self, vae: AutoencoderTiny) -> None:
         with torch.no_grad():
-            unit = torch.eye(3 * CELL * CELL).view(-1, 3, CELL, CELL)
-            self.offset = encode(vae, torch.zeros(1, 3, CELL, CELL)).flatten()
+            unit = torch.eye(3 * CELL * CELL, device=vae.device).view(-1, 3, CELL, CELL)
+            self.offset = encode(vae, torch.zeros_like(unit[:1])).flatten()
             self.matrix = encode(vae, unit).flatten(1) - self.offset  # 3072 x C
         covariance = self.matrix.T @ self.matrix
-        self.noise = torch.linalg.cholesky(covariance + 1e-8 * torch.eye(CHANNELS))
+        self.noise = torch.linalg.cholesky(covariance + 1e-8 * torch.eye(CHANNELS, device=vae.device))
+
+    def to(self, device: torch.device) -> Self:
+        self.offset, self.matrix, self.noise = (
+            kept.to(device) for kept in (self.offset, self.matrix, self.noise)
+        )
+        return self
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Encode pictures in [0, 1]; equals `encode` of the network."""
@@ -108,7 +115,7 @@ class Cells:
 
     def augmentation(self, like: torch.Tensor) -> torch.Tensor:
         """What unit pixel noise becomes in the latents."""
-        drawn = torch.randn(like.shape[0], *like.shape[2:], CHANNELS) @ self.noise.T
+        drawn = torch.randn(like.shape[0], *like.shape[2:], CHANNELS, device=like.device) @ self.noise.T
         return drawn.permute(0, 3, 1, 2)
 
 

@@ -1,5 +1,6 @@
 """The diffusion frame both models share with SVD: EDM preconditioning with v-prediction, and its samplers."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -56,5 +57,4 @@ def euler(network: Network, noise: torch.Tensor, sigmas: list[float]) -> torch.T
 
 
 def log_uniform(count: int, low: float, high: float) -> torch.Tensor:
-    bounds = torch.tensor((low, high)).log()
-    return (bounds[0] + (bounds[1] - bounds[0]) * torch.rand(count)).exp()
+    return (math.log(low) + math.log(high / low) * torch.rand(count)).exp()

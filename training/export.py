@@ -12,33 +12,32 @@ from pathlib import Path
 import torch
 
 from training import captions, codec, motion, picture, text, train_text, vision
-from training.loop import STATE, WEIGHTS
+from training.loop import WEIGHTS, averaged
 
 
-def averaged(part: str, model: torch.nn.Module) -> torch.nn.Module:
+def filled(part: str, model: torch.nn.Module) -> torch.nn.Module:
     """A model in its averaged weights, as half precision."""
-    kept = torch.load(STATE / f"{part}.pt", weights_only=True)["average"]
-    model.load_state_dict(kept)
+    model.load_state_dict(averaged(part))
     return model.half()
 
 
 def write_parts(folder: Path) -> None:
-    vae = averaged("codec", codec.build())
+    vae = filled("codec", codec.build())
     vae.save_pretrained(folder / "vae")
     # The class adds this key by itself when it loads, and complains to find it.
     edit_json(folder / "vae" / "config.json", block_out_channels=None)
-    averaged("video", motion.build()).save_pretrained(folder / "unet")
-    eye = averaged("vision", train_text.Tower(vision.build(), vision.WIDTH)).model
+    filled("video", motion.build()).save_pretrained(folder / "unet")
+    eye = filled("vision", train_text.Tower(vision.build(), vision.WIDTH)).model
     eye.save_pretrained(folder / "image_encoder")
     # Stored as halves, but to be computed in single precision unless the caller asks otherwise.
     edit_json(folder / "image_encoder" / "config.json", dtype="float32")
     drawer = folder / "text_to_image"
     tokenizer = text.CLIPTokenizer.from_pretrained(train_text.FOLDER / "tokenizer")
     tokenizer.save_pretrained(drawer / "tokenizer")
-    reader = averaged("text", train_text.Tower(text.build(tokenizer), text.HIDDEN)).model
+    reader = filled("text", train_text.Tower(text.build(tokenizer), text.HIDDEN)).model
     reader.save_pretrained(drawer / "text_encoder")
     edit_json(drawer / "text_encoder" / "config.json", dtype="float32")
-    averaged("picture", picture.build()).save_pretrained(drawer / "unet")
+    filled("picture", picture.build()).save_pretrained(drawer / "unet")
     picture.scheduler().save_pretrained(drawer / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",

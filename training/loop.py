@@ -1,7 +1,8 @@
 """What every training script shares: the optimizer, the moving average, checkpoints, the log and its curve.
 
-A script resumes from `.pocket/<part>.pt`. Where only shipped weights are at hand, `--from-shipped` begins
-with those; the optimizer's moments are then lost and a short warm-up covers for them.
+A script resumes from `.pocket/<part>.pt`. Where only averaged weights are at hand, those of
+`.pocket/<part>.safetensors` or, with `--from-shipped`, of the package, it begins with them; the optimizer's
+moments are then lost and a short warm-up covers for them.
 """
 
 import argparse
@@ -13,12 +14,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 WEIGHTS = Path("src/stillmotion/weights/pocket")
 STATE = Path(os.environ.get("POCKET_STATE", ".pocket"))
 WARM_UP = 60
+#: Workers that train one part side by side average their weights after so many steps; one not heard of for so
+#: long is gone.
+MEET_EVERY = 20
+GONE_S = 120
 
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
@@ -93,7 +99,31 @@ def questions(minutes: float) -> argparse.ArgumentParser:
     ask.add_argument(
         "--from-shipped", action="store_true", help="begin with the shipped weights, not from nothing"
     )
+    ask.add_argument(
+        "--cooldown",
+        type=float,
+        default=0.4,
+        help="share of the time, at its end, in which the rate falls; 0 if another run is to follow",
+    )
+    ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    ask.add_argument(
+        "--drawers", type=int, help="processes that draw batches ahead; on CUDA one a core, else none"
+    )
     return ask
+
+
+def begin(told: argparse.Namespace, seed: int) -> torch.device:
+    """Settle what all scripts settle alike: threads, random numbers, the device and who draws."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    device = torch.device(told.device)
+    if told.drawers is None:
+        told.drawers = len(os.sched_getaffinity(0)) if device.type == "cuda" else 0
+    return device
+
+
+def in_bfloat16(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 class Run:
@@ -107,9 +137,13 @@ class Run:
         minutes: float,
         cooldown: float = 0.4,
         decay: float = 0.995,
+        worker: int | None = None,
     ) -> None:
+        #: Its number, if others train the same part beside it; 0 keeps the checkpoints.
+        self.worker = worker
         self.part, self.model, self.optimizer = part, model, optimizer
         self.seconds, self.cooldown, self.decay = minutes * 60, cooldown, decay
+        self.device = next(model.parameters()).device
         self.step = 0
         self.warm_from = 0
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -121,9 +155,13 @@ class Run:
         STATE.mkdir(exist_ok=True)
         if self.path.exists():
             self._resume()
+        elif self.slim.exists():
+            with safe_open(self.slim, "pt") as kept:
+                self.step = self.warm_from = int(kept.metadata()["step"])
+            self._begin_from(load_file(self.slim))
 
     def _resume(self) -> None:
-        kept = torch.load(self.path, weights_only=True)
+        kept = torch.load(self.path, weights_only=True, map_location=self.device)
         self.model.load_state_dict(kept["model"])
         self.average = kept["average"]
         self.step = kept["step"]
@@ -135,12 +173,19 @@ class Run:
         for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
             group["peak"] = peak  # today's rate, not the checkpoint's
 
+    @property
+    def slim(self) -> Path:
+        """The averaged weights alone, as halves: what travels between machines."""
+        return self.path.with_suffix(".safetensors")
+
     def begin_from(self, shipped: Path, prefix: str = "") -> None:
-        """Start an unbegun run from shipped weights; there are no moments, so the warm-up is needed."""
-        if self.step:
-            return
-        found = {prefix + k: v.float() for k, v in load_file(shipped).items()}
-        self.model.load_state_dict(self.model.state_dict() | found)
+        """Start an unbegun run from shipped weights."""
+        if not self.path.exists() and not self.slim.exists():
+            self._begin_from({prefix + k: v for k, v in load_file(shipped).items()})
+
+    def _begin_from(self, found: dict[str, torch.Tensor]) -> None:
+        whole = {k: v.float() if v.is_floating_point() else v for k, v in found.items()}
+        self.model.load_state_dict(self.model.state_dict() | whole)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     @property
@@ -157,7 +202,8 @@ class Run:
     def rate(self) -> float:
         """Warm up, stay, then fall to a twentieth over the last part of this run's time."""
         warm = min(1.0, (self.step - self.warm_from + 1) / WARM_UP)
-        return warm * max(0.05, min(1.0, (1 - self.spent) / self.cooldown))
+        left = (1 - self.spent) / self.cooldown if self.cooldown else 1.0
+        return warm * max(0.05, min(1.0, left))
 
     def learn(self, loss: torch.Tensor) -> None:
         """Take one step and keep the books; a loss that is not finite is skipped."""
@@ -172,6 +218,8 @@ class Run:
         self.optimizer.step()
         self.step += 1
         self.losses.append(loss.item())
+        if self.worker is not None and self.step % MEET_EVERY == 0:
+            self._meet()
         decay = min(self.decay, self.step / (self.step + 20))
         for name, value in self.model.state_dict().items():
             if value.is_floating_point():
@@ -179,11 +227,26 @@ class Run:
             else:
                 self.average[name].copy_(value)
 
+    def _meet(self) -> None:
+        """Leave this worker's weights for the others and go on with the mean of all."""
+        mine = self.path.with_suffix(f".{self.worker}.safetensors")
+        fresh = mine.with_suffix(".new")
+        save_file(self.model.state_dict(), fresh)
+        fresh.replace(mine)
+        others = set(self.path.parent.glob(f"{self.part}.[0-9]*.safetensors")) - {mine}
+        there = [path for path in others if time.time() - path.stat().st_mtime < GONE_S]
+        met = [load_file(path, str(self.device)) for path in there]
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                value.copy_(torch.stack([value, *(weights[name] for weights in met)]).mean(0))
+
     def due(self, every_s: float = 150) -> bool:
-        return time.monotonic() - self.saved > every_s
+        return not self.worker and time.monotonic() - self.saved > every_s
 
     def save(self, **figures: float) -> None:
         """Write the checkpoint (by rename, so a reader never sees half), one line of CSV and the curve."""
+        if self.worker:
+            return
         self.saved = time.monotonic()
         state = {
             "model": self.model.state_dict(),
@@ -194,6 +257,8 @@ class Run:
         fresh = self.path.with_suffix(".new")
         torch.save(state, fresh)
         fresh.replace(self.path)
+        save_file(halves(self.average), fresh, {"step": str(self.step)})
+        fresh.replace(self.slim)
         loss = sum(self.losses) / max(1, len(self.losses))
         self.losses.clear()
         line = {"step": self.step, "seconds": round(time.process_time()), "loss": round(loss, 5)}
@@ -218,6 +283,18 @@ class Run:
         self.model.train()
         self.model.load_state_dict(raw)
         return found
+
+
+def averaged(part: str) -> dict[str, torch.Tensor]:
+    """The averaged weights of a part as its last run left them."""
+    path = STATE / f"{part}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True, map_location="cpu")["average"]
+    return load_file(path.with_suffix(".safetensors"))
+
+
+def halves(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k: v.half().contiguous() if v.is_floating_point() else v for k, v in weights.items()}
 
 
 def draw_curve(table: Path) -> None:

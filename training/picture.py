@@ -1,5 +1,6 @@
 """The first-frame model: diffusers' text-conditioned UNet at a small size, and its scheduler."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def sample(
     context = torch.cat((nothing.expand_as(words), words))
 
     def network(x: torch.Tensor, sigma: float) -> torch.Tensor:
-        time = torch.full((len(context),), 0.25 * float(torch.tensor(sigma).log()))
+        time = torch.full((len(context),), 0.25 * math.log(sigma), device=x.device)
         without, given = unet(torch.cat((x, x)), time, encoder_hidden_states=context).sample.chunk(2)
         return without + guidance * (given - without)
 

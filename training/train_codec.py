@@ -4,12 +4,14 @@ The encoder is fitted once, in seconds, and then stands still; only the decoder 
 """
 
 import random
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 
 from training import codec
-from training.loop import STATE, WEIGHTS, Run, muon, questions
+from training.drawing import Ahead
+from training.loop import STATE, WEIGHTS, Run, begin, in_bfloat16, muon, questions
 from training.render import film, render_box
 from training.sheets import save_sheet
 from training.world import CELL, FRAMES, anchor, draw_scene, pose
@@ -39,8 +41,18 @@ def crop(rng: random.Random) -> torch.Tensor:
     return render_box(scene, [frame], (left, top, left + side, top + side))[0]
 
 
+@dataclass
+class CropDrawer:
+    """Draws a step's squares."""
+
+    batch: int
+
+    def draw(self, rng: random.Random, news: None) -> torch.Tensor:
+        return torch.stack([crop(rng) for _ in range(self.batch)])
+
+
 def sample_cells(rng: random.Random, count: int) -> torch.Tensor:
-    cut = codec.cells_of(torch.stack([crop(rng) for _ in range(count)]))
+    cut = codec.cells_of(CropDrawer(count).draw(rng, None))
     return cut.reshape(-1, 3, CELL, CELL)
 
 
@@ -52,6 +64,18 @@ def loss_of(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     edges = sum(l1_loss(a, b) for a, b in zip(slopes(made), slopes(wanted), strict=True))
     level = l1_loss(avg_pool2d(made, 8), avg_pool2d(wanted, 8))
     return l1_loss(made, wanted) + 0.5 * mse_loss(made, wanted) + edges + level
+
+
+def worn(latents: torch.Tensor) -> torch.Tensor:
+    """Latents with some noise, of another strength in each picture."""
+    strength = 0.06 * torch.rand(len(latents), 1, 1, 1).to(latents.device)
+    return latents + strength * torch.randn_like(latents)
+
+
+def drawn_again(vae: codec.AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
+    """Pictures in [0, 1] that the decoder makes of latents."""
+    with in_bfloat16(latents.device):
+        return codec.decode(vae, latents).float() / 2 + 0.5
 
 
 def prepared(from_shipped: bool) -> codec.AutoencoderTiny:
@@ -67,9 +91,13 @@ def prepared(from_shipped: bool) -> codec.AutoencoderTiny:
     vae = codec.build()
     kept = codec.fit_encoder(vae, sample_cells(rng, 1500))
     print(f"the encoder keeps {kept:.4f} of the energy", flush=True)
-    codec.start_decoder(vae, codec.Cells(vae), torch.stack([crop(rng) for _ in range(200)]))
+    codec.start_decoder(vae, codec.Cells(vae), CropDrawer(200).draw(rng, None))
     vae.save_pretrained(FOLDER)
     return vae
+
+
+def borders_of(vae: codec.AutoencoderTiny) -> tuple[str, str]:
+    return "decoder.layers.0", f"decoder.layers.{len(vae.decoder.layers) - 1}"
 
 
 def judge(vae: codec.AutoencoderTiny) -> dict[str, float]:
@@ -80,7 +108,8 @@ def judge(vae: codec.AutoencoderTiny) -> dict[str, float]:
         scene = draw_scene(rng)
         frames = [0, rng.randrange(FRAMES)]
         true = film(scene, frames)
-        made = codec.decode(vae, codec.encode(vae, true * 2 - 1)) / 2 + 0.5
+        coded = codec.encode(vae, true.to(vae.device) * 2 - 1)
+        made = codec.decode(vae, coded).cpu() / 2 + 0.5
         psnr = [
             float(-10 * (a - b).square().mean().log10()) for a, b in zip(made.clamp(0, 1), true, strict=True)
         ]
@@ -106,23 +135,17 @@ def main() -> None:
     ask = questions(30)
     ask.add_argument("--batch", type=int, default=8)
     told = ask.parse_args()
-    torch.set_num_threads(1)
-    vae = prepared(told.from_shipped)
+    device = begin(told, 1)
+    vae = prepared(told.from_shipped).to(device)
     cells = codec.Cells(vae)
     vae.encoder.requires_grad_(False)
-    optimizer = muon(vae, 0.006, 1e-3, ("decoder.layers.0", f"decoder.layers.{len(vae.decoder.layers) - 1}"))
-    run = Run("codec", vae, optimizer, told.minutes)
-    rng = random.Random(1000 + run.step)
-    torch.manual_seed(1000 + run.step)
-    while run.going():
-        pictures = torch.stack([crop(rng) for _ in range(told.batch)])
-        latents = cells.encode(pictures)
-        noisy = latents + torch.randn_like(latents) * torch.rand(len(latents), 1, 1, 1) * 0.06
-        with torch.autocast("cpu", torch.bfloat16):
-            made = codec.decode(vae, noisy)
-        run.learn(loss_of(made.float() / 2 + 0.5, pictures))
-        if run.due():
-            keep(run)
+    run = Run("codec", vae, muon(vae, 0.006, 1e-3, borders_of(vae)), told.minutes, told.cooldown)
+    with Ahead(CropDrawer(told.batch), told.drawers, 1000 + run.step) as ahead:
+        while run.going():
+            pictures = ahead.next().to(device)
+            run.learn(loss_of(drawn_again(vae, worn(cells.encode(pictures))), pictures))
+            if run.due():
+                keep(run)
     keep(run)
 
 

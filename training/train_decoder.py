@@ -10,14 +10,15 @@ from collections import deque
 
 import torch
 
-from training import codec, edm, motion, vision
-from training.clips import Studio, clips_of, some_frames
-from training.loop import STATE, Run, muon, questions
+from training import codec, edm, motion
+from training.clips import clips_of, some_frames
+from training.drawing import Ahead
+from training.loop import STATE, Run, averaged, begin, muon, questions
 from training.measure import psnr
 from training.motion import choose
 from training.render import film, render_box
-from training.train_codec import CROP, FOLDER, crop, keep, loss_of, prepared
-from training.train_video import draw_augmentation, estimate, told_of
+from training.train_codec import CROP, FOLDER, CropDrawer, borders_of, drawn_again, keep, loss_of, prepared
+from training.train_video import draw_augmentation, estimate, open_studio, told_of
 from training.world import CELL, Scene, anchor, draw_scene, draw_size, pose
 
 Guess = tuple[Scene, int, torch.Tensor]
@@ -27,21 +28,23 @@ SHELF = 600
 class Guesser:
     """The film model as it was last averaged, sampled in one step."""
 
-    def __init__(self) -> None:
-        self.studio = Studio(codec.load(STATE / "vae"), vision.load(STATE / "image_encoder"))
+    def __init__(self, device: torch.device) -> None:
+        self.studio, self.device = open_studio(), device
+        self.cells = codec.Cells(codec.load(STATE / "vae")).to(device)
         self.unet = motion.build().eval()
-        self.unet.load_state_dict(torch.load(STATE / "video.pt", weights_only=True)["average"])
+        self.unet.load_state_dict(averaged("video"))
+        self.unet.to(device)
         self.choosers = motion.let_choose(self.unet)
 
     @torch.no_grad()
     def draw(self, scenes: list[Scene], frames: list[list[int]]) -> list[Guess]:
         """Unscaled latents of the asked frames."""
-        clips = clips_of(self.studio, scenes, frames)
+        clips = clips_of(self.studio, scenes, frames).to(self.device)
         count = len(scenes)
-        noise = self.studio.cells.augmentation(clips.picture)
-        told = told_of(clips, torch.full((count,), 6.0), draw_augmentation(count), noise)
+        noise = self.cells.augmentation(clips.picture)
+        fps, sigma = torch.tensor([[6.0], [edm.SIGMA_MAX]], device=self.device).expand(2, count)
+        told = told_of(clips, fps, draw_augmentation(count).to(self.device), noise)
         choose(self.choosers, clips.frames)
-        sigma = torch.full((count,), edm.SIGMA_MAX)
         made = estimate(self.unet, edm.SIGMA_MAX * torch.randn_like(clips.clean), sigma, told) / codec.SCALING
         return [
             (scene, frame, made[i, j]) for i, scene in enumerate(scenes) for j, frame in enumerate(frames[i])
@@ -65,7 +68,7 @@ def cut(guess: Guess, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
 def judge(vae: codec.AutoencoderTiny, guesses: list[Guess]) -> dict[str, float]:
     """PSNR of decoded guesses to the true frames."""
     found = [
-        psnr(codec.decode(vae, latents[None])[0] / 2 + 0.5, film(scene, [frame])[0])
+        psnr(codec.decode(vae, latents[None])[0].cpu() / 2 + 0.5, film(scene, [frame])[0])
         for scene, frame, latents in guesses
     ]
     return {"psnr_own": sum(found) / len(found)}
@@ -76,37 +79,36 @@ def main() -> None:
     ask.add_argument("--batch", type=int, default=12)
     ask.add_argument("--lr", type=float, default=0.003)
     told = ask.parse_args()
-    torch.set_num_threads(1)
+    device = begin(told, 7)
     vae = prepared(told.from_shipped)
     cells = codec.Cells(vae)
-    vae.encoder.requires_grad_(False)
-    borders = ("decoder.layers.0", f"decoder.layers.{len(vae.decoder.layers) - 1}")
-    guesser = Guesser()
+    vae.to(device).encoder.requires_grad_(False)
+    guesser = Guesser(device)
     held_rng = random.Random(990_006)
     torch.manual_seed(990_006)
     scenes = [draw_scene(held_rng, (512, 288)) for _ in range(12)]
     held_out = guesser.draw(scenes, [[8, 16, 24]] * len(scenes))
-    run = Run("codec", vae, muon(vae, told.lr, told.lr / 6, borders), told.minutes)
+    run = Run("codec", vae, muon(vae, told.lr, told.lr / 6, borders_of(vae)), told.minutes, told.cooldown)
     rng = random.Random(7000 + run.step)
     torch.manual_seed(7000 + run.step)
     print(run.with_average(lambda: judge(vae, held_out)), flush=True)
     shelf: deque[Guess] = deque(maxlen=SHELF)
-    while run.going():
-        for _ in range(12 if not shelf else 1):
-            scenes = [draw_scene(rng, draw_size(rng))]
-            shelf.extend(guesser.draw(scenes, [some_frames(rng, 5)]))
-        half = told.batch // 2
-        own = [cut(rng.choice(shelf), rng) for _ in range(half)]
-        plain = torch.stack([crop(rng) for _ in range(half)])
-        coded = cells.encode(plain)
-        latents = torch.cat((torch.stack([o[0] for o in own]), coded + 0.03 * torch.randn_like(coded)))
-        pictures = torch.cat((torch.stack([o[1] for o in own]), plain))
-        with torch.autocast("cpu", torch.bfloat16):
-            made = codec.decode(vae, latents)
-        run.learn(loss_of(made.float() / 2 + 0.5, pictures))
-        if run.due(180):
-            keep(run)
-            print(run.with_average(lambda: judge(vae, held_out)), flush=True)
+    half = told.batch // 2
+    with Ahead(CropDrawer(half), told.drawers, 7000 + run.step) as ahead:
+        while run.going():
+            for _ in range(12 if not shelf else 1):
+                scenes = [draw_scene(rng, draw_size(rng))]
+                shelf.extend(guesser.draw(scenes, [some_frames(rng, 5)]))
+            own = [cut(rng.choice(shelf), rng) for _ in range(half)]
+            plain = ahead.next()
+            coded = cells.encode(plain)
+            noisy = (coded + 0.03 * torch.randn_like(coded)).to(device)
+            pictures = torch.cat((torch.stack([o[1] for o in own]), plain)).to(device)
+            latents = torch.cat((torch.stack([o[0] for o in own]), noisy))
+            run.learn(loss_of(drawn_again(vae, latents), pictures))
+            if run.due(180):
+                keep(run)
+                print(run.with_average(lambda: judge(vae, held_out)), flush=True)
     keep(run)
     print(run.with_average(lambda: judge(vae, held_out)), FOLDER, flush=True)
 

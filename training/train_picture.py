@@ -1,7 +1,8 @@
 """Train the first-frame model: `python -m training.train_picture --minutes 90`."""
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -10,7 +11,8 @@ from training import codec, edm, picture, text
 from training.attention import QuickAttention
 from training.captions import KINDS, describe, shown
 from training.clips import Studio
-from training.loop import STATE, WEIGHTS, Run, muon, questions
+from training.drawing import Ahead
+from training.loop import STATE, WEIGHTS, Run, begin, in_bfloat16, muon, questions
 from training.sheets import save_sheet
 from training.train_text import draw_caption
 from training.world import Scene, draw_scene, draw_size
@@ -26,7 +28,8 @@ class Words:
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
         with torch.no_grad():
-            return self.encoder(text.tokens(self.tokenizer, texts)).last_hidden_state
+            ids = text.tokens(self.tokenizer, texts).to(self.encoder.device)
+            return self.encoder(ids).last_hidden_state
 
 
 def draw_sigmas(count: int) -> torch.Tensor:
@@ -44,20 +47,39 @@ def settled(scene: Scene) -> Scene:
     return replace(scene, shift=0, mirrored=False)
 
 
-def loss_of(
-    unet: torch.nn.Module, studio: Studio, words: Words, scenes: list[Scene], rng: random.Random
-) -> torch.Tensor:
-    told = [draw_caption(s, rng) for s in scenes]
-    captions = ["" if rng.random() < NOT_NAMED else caption.text for caption in told]
-    scenes = [
-        shown(s, c) if words_given else s for s, c, words_given in zip(scenes, told, captions, strict=True)
-    ]
-    clean = torch.cat([studio.latents(s, [0]) for s in scenes]) * codec.SCALING
-    empty = torch.stack([studio.empty(s) for s in scenes]) * codec.SCALING
-    sigma = draw_sigmas(len(scenes))
+Drawn = tuple[list[str], torch.Tensor, torch.Tensor]
+
+
+@dataclass
+class FirstFrameDrawer:
+    """Draws a step's captions and, as scaled latents, their pictures and the places of these alone."""
+
+    batch: int
+
+    @cached_property
+    def studio(self) -> Studio:
+        return open_studio()
+
+    def draw(self, rng: random.Random, news: None) -> Drawn:
+        size = draw_size(rng)
+        scenes = [settled(draw_scene(rng, size)) for _ in range(self.batch)]
+        told = [draw_caption(s, rng) for s in scenes]
+        captions = ["" if rng.random() < NOT_NAMED else caption.text for caption in told]
+        scenes = [shown(s, c) if named else s for s, c, named in zip(scenes, told, captions, strict=True)]
+        clean = torch.cat([self.studio.latents(s, [0]) for s in scenes]) * codec.SCALING
+        return captions, clean, torch.stack([self.studio.empty(s) for s in scenes]) * codec.SCALING
+
+
+def open_studio() -> Studio:
+    return Studio(codec.load(STATE / "vae"), torch.nn.Identity())
+
+
+def loss_of(unet: torch.nn.Module, words: Words, drawn: Drawn, device: torch.device) -> torch.Tensor:
+    captions, clean, empty = drawn[0], drawn[1].to(device), drawn[2].to(device)
+    sigma = draw_sigmas(len(clean)).to(device)
     wide = sigma.view(-1, 1, 1, 1)
     noise = torch.randn_like(clean)
-    with torch.autocast("cpu", torch.bfloat16):
+    with in_bfloat16(device):
         made = unet(
             edm.scaled(clean + wide * noise, wide), 0.25 * sigma.log(), encoder_hidden_states=words(captions)
         ).sample.float()
@@ -90,7 +112,8 @@ def judge(
     scenes = [draw_scene(rng, (512, 288)) for _ in range(count)]
     prompts = [describe(s, rng, leave_out=0).text for s in scenes]
     noise = torch.randn((count, codec.CHANNELS, 9, 16), generator=torch.Generator().manual_seed(6))
-    made = picture.sample(unet, words(prompts), words([""]), noise, steps, guidance) / codec.SCALING
+    noise = noise.to(unet.device)
+    made = picture.sample(unet, words(prompts), words([""]), noise, steps, guidance).cpu() / codec.SCALING
     right = {
         kind: sum(nearest(studio, m, s, kind) == getattr(s, kind) for m, s in zip(made, scenes, strict=True))
         for kind in KINDS
@@ -105,28 +128,24 @@ def main() -> None:
     ask = questions(90)
     ask.add_argument("--batch", type=int, default=16)
     ask.add_argument("--lr", type=float, default=0.01)
-    ask.add_argument("--cooldown", type=float, default=0.4)
     told = ask.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(5)
-    vae = codec.load(STATE / "vae")
-    studio = Studio(vae, torch.nn.Identity())
-    words = Words(*text.load(STATE / "text"))
+    device = begin(told, 5)
+    tokenizer, encoder = text.load(STATE / "text")
+    words, studio, vae = Words(tokenizer, encoder.to(device)), open_studio(), codec.load(STATE / "vae")
     unet = picture.build()
-    unet.set_attn_processor(QuickAttention())
+    if device.type == "cpu":
+        unet.set_attn_processor(QuickAttention())
+    unet.to(device)
     run = Run(
         "picture", unet, muon(unet, told.lr, 1e-3, ("conv_in", "conv_out")), told.minutes, told.cooldown
     )
     if told.from_shipped:
         run.begin_from(WEIGHTS / "text_to_image" / "unet" / "diffusion_pytorch_model.safetensors")
-    rng = random.Random(5000 + run.step)
-    torch.manual_seed(5000 + run.step)
-    while run.going():
-        size = draw_size(rng)
-        scenes = [settled(draw_scene(rng, size)) for _ in range(told.batch)]
-        run.learn(loss_of(unet, studio, words, scenes, rng))
-        if run.due(240):
-            run.save(**run.with_average(lambda: judge(unet, studio, words, vae)))
+    with Ahead(FirstFrameDrawer(told.batch), told.drawers, 5000 + run.step) as ahead:
+        while run.going():
+            run.learn(loss_of(unet, words, ahead.next(), device))
+            if run.due(240):
+                run.save(**run.with_average(lambda: judge(unet, studio, words, vae)))
     run.save(**run.with_average(lambda: judge(unet, studio, words, vae)))
 
 

@@ -6,13 +6,15 @@ world is all but decided, so training is plain regression at high noise, and few
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from training import codec, edm, motion, vision
 from training.attention import QuickAttention
 from training.clips import Clips, Studio, clips_of, draw_clips
-from training.loop import STATE, WEIGHTS, Run, muon, questions
+from training.drawing import Ahead
+from training.loop import STATE, WEIGHTS, Run, begin, in_bfloat16, muon, questions
 from training.motion import choose
 from training.practice import Practice
 from training.world import FRAMES, SIZES, Scene, draw_scene, draw_size
@@ -54,7 +56,7 @@ def estimate(unet: torch.nn.Module, x: torch.Tensor, sigma: torch.Tensor, told: 
     """The network's guess of the clean film."""
     wide = sigma.view(-1, 1, 1, 1, 1)
     conditioning = told.picture[:, None].expand(-1, x.shape[1], -1, -1, -1)
-    with torch.autocast("cpu", torch.bfloat16):
+    with in_bfloat16(x.device):
         made = unet(
             torch.cat((edm.scaled(x, wide), conditioning), 2),
             0.25 * sigma.log(),
@@ -86,12 +88,13 @@ def penalty(
     return squares.mean() + LEVEL_WEIGHT * level.mean() + FLICKER_WEIGHT * flicker.mean()
 
 
-def guess_of(unet: torch.nn.Module, studio: Studio, clips: Clips) -> torch.Tensor:
+def guess_of(unet: torch.nn.Module, cells: codec.Cells, clips: Clips) -> torch.Tensor:
     """The clean clips, from a random noise level."""
-    count = len(clips.clean)
-    fps = torch.tensor(FPS_IDS)[torch.randint(len(FPS_IDS), (count,))]
-    told = told_of(clips, fps, draw_augmentation(count), studio.cells.augmentation(clips.picture))
-    sigma = edm.log_uniform(count, SIGMA_MIN, edm.SIGMA_MAX)
+    count, device = len(clips.clean), clips.clean.device
+    fps = torch.tensor(FPS_IDS)[torch.randint(len(FPS_IDS), (count,))].to(device)
+    augmentation = draw_augmentation(count).to(device)
+    told = told_of(clips, fps, augmentation, cells.augmentation(clips.picture))
+    sigma = edm.log_uniform(count, SIGMA_MIN, edm.SIGMA_MAX).to(device)
     x = clips.clean + sigma.view(-1, 1, 1, 1, 1) * torch.randn_like(clips.clean)
     return estimate(unet, x, sigma, told)
 
@@ -107,14 +110,13 @@ def outcomes(made: torch.Tensor, clips: Clips) -> list[tuple[Scene, float]]:
 
 def judge(unet: torch.nn.Module, held_out: Clips) -> dict[str, float]:
     """Squared error of the clean film in one step and in four, of copying the picture, and the flicker."""
-    generator = torch.Generator().manual_seed(5)
-    noise = torch.randn(held_out.clean.shape, generator=generator)
+    generator, device = torch.Generator().manual_seed(5), held_out.clean.device
+    noise = torch.randn(held_out.clean.shape, generator=generator).to(device)
     still = held_out.picture[:, None] * codec.SCALING
     moving = ((held_out.clean - still).abs().mean(2, keepdim=True) > 0.1).float()
     count = len(noise)
-    told = told_of(
-        held_out, torch.full((count,), 6.0), torch.full((count,), 0.02), torch.zeros_like(still[:, 0])
-    )
+    fps, augmentation = torch.tensor([[6.0], [0.02]], device=device).expand(2, count)
+    told = told_of(held_out, fps, augmentation, torch.zeros_like(still[:, 0]))
     found = {}
 
     def note(name: str, made: torch.Tensor) -> None:
@@ -127,13 +129,34 @@ def judge(unet: torch.nn.Module, held_out: Clips) -> dict[str, float]:
 
     made = torch.zeros_like(noise)
     for number, sigma in enumerate(edm.lcm_levels(4, SIGMA_MIN), 1):
-        made = estimate(unet, made + sigma * noise, torch.full((count,), sigma), told)
-        noise = torch.randn(noise.shape, generator=generator)
+        made = estimate(unet, made + sigma * noise, torch.full((count,), sigma, device=device), told)
+        noise = torch.randn(noise.shape, generator=generator).to(device)
         if number in (1, 4):
             note(str(number), made)
     copied = (still - held_out.clean).square()
     found["moving_copy"] = float((copied * moving).sum() / moving.sum() / codec.CHANNELS)
     return found
+
+
+def open_studio() -> Studio:
+    return Studio(codec.load(STATE / "vae"), vision.load(STATE / "image_encoder"))
+
+
+@dataclass
+class ClipDrawer:
+    """Draws a step's clips."""
+
+    clips: int
+    frames: int
+    even: bool
+
+    @cached_property
+    def studio(self) -> Studio:
+        return open_studio()
+
+    def draw(self, rng: random.Random, news: Practice) -> Clips:
+        size = rng.choice(SIZES) if self.even else draw_size(rng)
+        return draw_clips(self.studio, rng, size, self.clips, self.frames, news.draw)
 
 
 def held_out_clips(studio: Studio) -> Clips:
@@ -147,40 +170,40 @@ def main() -> None:
     ask.add_argument("--clips", type=int, default=8)
     ask.add_argument("--frames", type=int, default=5)
     ask.add_argument("--lr", type=float, default=0.01)
-    ask.add_argument("--cooldown", type=float, default=0.4)
-    ask.add_argument("--practice", type=float, default=0.0, help="share of scenes of kinds that go badly")
-    ask.add_argument("--loud", type=float, default=0.0, help="power of the weight of loud channels")
+    ask.add_argument("--practice", type=float, default=0.5, help="share of scenes of kinds that go badly")
+    ask.add_argument("--loud", type=float, default=0.7, help="power of the weight of loud channels")
+    ask.add_argument("--worker", type=int, help="its number, if several train beside each other")
     ask.add_argument("--even", action="store_true", help="draw all five shapes alike")
     told = ask.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(4)
-    studio = Studio(codec.load(STATE / "vae"), vision.load(STATE / "image_encoder"))
+    device = begin(told, 4)
     unet = motion.build()
     motion.start_as_copier(unet)
     choosers = motion.let_choose(unet)
-    unet.set_attn_processor(QuickAttention())
+    if device.type == "cpu":
+        unet.set_attn_processor(QuickAttention())
+    unet.to(device)
     optimizer = muon(unet, told.lr, 1e-3, ("conv_in", "conv_out"))
-    run = Run("video", unet, optimizer, told.minutes, told.cooldown)
+    run = Run("video", unet, optimizer, told.minutes, told.cooldown, worker=told.worker)
     if told.from_shipped:
         run.begin_from(WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors")
-    rng = random.Random(4000 + run.step)
-    torch.manual_seed(4000 + run.step)
-    loud = loudness(studio.cells, told.loud)
-    held_out, practice = held_out_clips(studio), Practice(told.practice)
+    drawer, practice = ClipDrawer(told.clips, told.frames, told.even), Practice(told.practice)
+    studio = open_studio()
+    held_out, cells = held_out_clips(studio).to(device), studio.cells.to(device)
+    loud = loudness(cells, told.loud)
 
     def look() -> dict[str, float]:
         choose(choosers, None)
         return judge(unet, held_out)
 
-    while run.going():
-        size = rng.choice(SIZES) if told.even else draw_size(rng)
-        clips = draw_clips(studio, rng, size, told.clips, told.frames, practice.draw)
-        choose(choosers, clips.frames)
-        made = guess_of(unet, studio, clips)
-        practice.note(outcomes(made, clips))
-        run.learn(penalty(made, clips.clean, change_of(clips), loud))
-        if run.due(300):
-            run.save(**run.with_average(look))
+    with Ahead(drawer, told.drawers, 4000 + run.step + 1_000_000 * (told.worker or 0)) as ahead:
+        while run.going():
+            clips = ahead.next(practice).to(device)
+            choose(choosers, clips.frames)
+            made = guess_of(unet, cells, clips)
+            practice.note(outcomes(made, clips))
+            run.learn(penalty(made, clips.clean, change_of(clips), loud))
+            if run.due(300):
+                run.save(**run.with_average(look))
     run.save(**run.with_average(look))
 
 

@@ -6,13 +6,15 @@ first frame of a prompt's film is drawn by a small model.
 
 import random
 from copy import deepcopy
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy, interpolate
 
 from training import vision
 from training.captions import KINDS
-from training.loop import STATE, WEIGHTS, Run, muon, questions
+from training.drawing import Ahead
+from training.loop import STATE, WEIGHTS, Run, begin, in_bfloat16, muon, questions
 from training.render import still
 from training.train_text import Tower
 from training.world import Scene, draw_scene
@@ -36,10 +38,16 @@ def worn(picture: torch.Tensor, rng: random.Random) -> torch.Tensor:
     return seen
 
 
-def batch(rng: random.Random, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    scenes = [draw_scene(rng) for _ in range(size)]
-    seen = torch.stack([worn(still(s), rng) for s in scenes])
-    return seen, labels_of(scenes)
+@dataclass
+class PictureDrawer:
+    """Draws a step's pictures and what is in them."""
+
+    batch: int
+
+    def draw(self, rng: random.Random, news: None) -> tuple[torch.Tensor, torch.Tensor]:
+        scenes = [draw_scene(rng) for _ in range(self.batch)]
+        seen = torch.stack([worn(still(s), rng) for s in scenes])
+        return seen, labels_of(scenes)
 
 
 def labels_of(scenes: list[Scene]) -> torch.Tensor:
@@ -51,7 +59,7 @@ def accuracy(tower: Tower) -> dict[str, float]:
     scenes = [draw_scene(rng) for _ in range(200)]
     seen = torch.stack([vision.squash(still(s)) for s in scenes])
     labels = labels_of(scenes)
-    found = tower.heads(vision.embed(tower.model, seen))
+    found = [s.cpu() for s in tower.heads(vision.embed(tower.model, seen.to(tower.device)))]
     return {
         kind: float((scores.argmax(1) == labels[:, i]).float().mean())
         for i, (kind, scores) in enumerate(zip(KINDS, found, strict=True))
@@ -66,33 +74,35 @@ def anchored(kept: Tower, seen: torch.Tensor, labels: torch.Tensor, now: torch.T
     return ((now - before).square().mean(1) * right).mean()
 
 
+def loss_of(
+    tower: Tower, kept: Tower, drawn: tuple[torch.Tensor, torch.Tensor], anchor: float
+) -> torch.Tensor:
+    seen, labels = (each.to(tower.device) for each in drawn)
+    with in_bfloat16(tower.device):
+        embedding = vision.embed(tower.model, seen)
+        found = tower.heads(embedding)
+    loss = sum(cross_entropy(s.float(), labels[:, i]) for i, s in enumerate(found))
+    return loss + anchor * anchored(kept, seen, labels, embedding.float()) if anchor else loss
+
+
 def main() -> None:
     ask = questions(10)
     ask.add_argument("--batch", type=int, default=32)
     ask.add_argument("--lr", type=float, default=0.01)
     ask.add_argument("--anchor", type=float, default=0.0, help="hold right embeddings in place this firmly")
     told = ask.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(3)
-    tower = Tower(vision.build(), vision.WIDTH)
-    run = Run("vision", tower, muon(tower, told.lr, told.lr / 10), told.minutes, decay=0.995)
+    device = begin(told, 3)
+    tower = Tower(vision.build(), vision.WIDTH).to(device)
+    run = Run("vision", tower, muon(tower, told.lr, told.lr / 10), told.minutes, told.cooldown)
     if told.from_shipped:
         run.begin_from(WEIGHTS / "image_encoder" / "model.safetensors", "model.")
-    rng = random.Random(3000 + run.step)
-    torch.manual_seed(3000 + run.step)
     kept = deepcopy(tower).eval()
     kept.load_state_dict(run.average)
-    while run.going():
-        seen, labels = batch(rng, told.batch)
-        with torch.autocast("cpu", torch.bfloat16):
-            embedding = vision.embed(tower.model, seen)
-            found = tower.heads(embedding)
-        loss = sum(cross_entropy(s.float(), labels[:, i]) for i, s in enumerate(found))
-        if told.anchor:
-            loss = loss + told.anchor * anchored(kept, seen, labels, embedding.float())
-        run.learn(loss)
-        if run.due(90):
-            run.save(**run.with_average(lambda: accuracy(tower)))
+    with Ahead(PictureDrawer(told.batch), told.drawers, 3000 + run.step) as ahead:
+        while run.going():
+            run.learn(loss_of(tower, kept, ahead.next(), told.anchor))
+            if run.due(90):
+                run.save(**run.with_average(lambda: accuracy(tower)))
     run.save(**run.with_average(lambda: accuracy(tower)))
     tower.load_state_dict(run.average)
     tower.model.save_pretrained(FOLDER)

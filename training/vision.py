@@ -8,8 +8,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 SIDE = 224
 WIDTH = 128
-MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
-DEVIATION = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
+#: Mean and deviation of red, green and blue, CLIP's own.
+COLOURS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def build() -> CLIPVisionModelWithProjection:
@@ -32,7 +32,8 @@ def squash(picture: torch.Tensor) -> torch.Tensor:
 
 
 def embed(model: CLIPVisionModelWithProjection, squashed: torch.Tensor) -> torch.Tensor:
-    return model((squashed - MEAN) / DEVIATION).image_embeds
+    mean, deviation = torch.tensor(COLOURS, device=squashed.device)[..., None, None]
+    return model((squashed - mean) / deviation).image_embeds
 
 
 def load(folder: Path) -> CLIPVisionModelWithProjection:

@@ -40,6 +40,8 @@ class Card(FakeTensorMode):
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
         self.waits: list[str] = []
+        #: What `torch.cuda.set_device` was told last.
+        self.current = -1
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -153,12 +155,13 @@ def provide_card(patch: pytest.MonkeyPatch) -> None:
         "get_device_name": "pretended",
         "get_device_capability": (9, 0),
         "is_available": True,
+        "is_bf16_supported": True,
         "memory_allocated": 3 * GIB,
         "max_memory_allocated": 4 * GIB,
     }
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, lambda device=None, answer=answer: answer)
-    for name in ("synchronize", "empty_cache", "set_device", "reset_peak_memory_stats"):
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
         patch.setattr(torch.cuda, name, lambda device=None: None)
     patch.setattr(nn.Module, "_apply", convert)
     load = outside(loading.load_file)
@@ -187,5 +190,6 @@ def pretended() -> Iterator[Card]:
     with pytest.MonkeyPatch.context() as patch:
         provide_card(patch)
         card = Card()
+        patch.setattr(torch.cuda, "set_device", lambda device: setattr(card, "current", device))
         with card, Border(card):
             yield card
