@@ -11,6 +11,7 @@ not one of these is ignored, so any sentence is a prompt:
                    print=bytes invalid UTF-8, print=unended half a line
     crash_at=2     SIGKILL itself at that step          exit_at=2     sys.exit(3)
     hang_at=2      wait for ever                        garbage_at=2  write rubbish into the protocol
+    cut_at=2       close its socket in the middle of a message, then SIGKILL itself
     late           one more log line once the film is made
     huge           its log line and its RuntimeError are 2 MB long
     raise_at=2     raise RuntimeError                   refuse_at=2   raise InputRefused for `prompt`
@@ -28,6 +29,7 @@ Equal input and seed give equal bytes. The picture's mean colour is the film's b
 import hashlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -144,6 +146,10 @@ def await_file(name: str | None) -> None:
         time.sleep(0.01)
 
 
+def socket_of_worker() -> int:
+    return int(sys.argv[sys.argv.index("--fd") + 1])
+
+
 def misbehave(table: Mapping[str, str], step: str) -> None:
     if table.get("crash_at") == step:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -152,7 +158,13 @@ def misbehave(table: Mapping[str, str], step: str) -> None:
     if table.get("hang_at") == step:
         threading.Event().wait()
     if table.get("garbage_at") == step:
-        os.write(int(sys.argv[sys.argv.index("--fd") + 1]), b"rubbish, not a message\n")
+        os.write(socket_of_worker(), b"rubbish, not a message\n")
+    if table.get("cut_at") == step:
+        with socket.socket(fileno=os.dup(socket_of_worker())) as link:
+            link.send(b'{"type": "log", "mess')
+            link.shutdown(socket.SHUT_WR)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
     if table.get("raise_at") == step:
         raise RuntimeError("told to raise by the timetable" + ("x" * HUGE if "huge" in table else ""))
     if table.get("memory_at") == step:
@@ -194,6 +206,7 @@ def open_warming(settings: Mapping[str, Any]) -> TimedEngine:
 
 
 def open_without_weights(settings: Mapping[str, Any]) -> TimedEngine:
+    print("looking for weights")
     raise WeightsMissing(f"unet.safetensors is missing for profile {settings['profile']}.")
 
 

@@ -1,10 +1,13 @@
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from bench import cpu, fidelity, gpu, levers, rigs, work
+from bench import cpu, fidelity, gpu, levers, rigs, roofline, work
 from bench.memory import FullSize
 from bench.rows import Row, Rows
 from stillmotion.engine.compiling import Compilation, graphs
@@ -182,3 +185,32 @@ def test_a_row_that_cannot_be_measured_says_why_and_the_others_are(tmp_path: Pat
     with pytest.raises(torch.AcceleratorError):
         kept.take("turbo", "another", lose)
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_roofline_draws_the_measured_rows_of_the_usual_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [Row("card", gpu.CARD, gpu.CEILINGS, {}, {"product": 790.0, "copy": 4.0, "host": 50.0})]
+    for size in ((1024, 576), gpu.OTHER_SIZES[0]):
+        counted = gpu.work_of(gpu.JOBS[0], size)
+        seconds = {stage: tflop / 400 for stage, tflop in counted.items()}
+        title = f"turbo, {size[0]}x{size[1]}, 4 steps"
+        found += [
+            Row("card", title, "default", seconds, counted),
+            Row("card", title, "failed", {}, {}, failure="why"),
+        ]
+    results = tmp_path / "rows.jsonl"
+    results.write_text("".join(json.dumps(asdict(row)) + "\n" for row in found))
+    monkeypatch.setattr(sys, "argv", ["roofline", str(results)])
+    roofline.main()
+    assert capsys.readouterr().out == f"1 rows drawn in {tmp_path / 'rows.png'}\n"
+    with Image.open(tmp_path / "rows.png") as picture:
+        assert len(picture.convert("L").getcolors() or ()) > 50
+
+
+def test_the_roofline_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "rows.jsonl"
+    results.touch()
+    monkeypatch.setattr(sys, "argv", ["roofline", str(results)])
+    with pytest.raises(SystemExit):
+        roofline.main()

@@ -282,6 +282,21 @@ def next_smallest_is_least(engine: Engine) -> Engine:
     return engine
 
 
+@pytest.mark.parametrize(
+    ("said", "full"),
+    [
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("GET was unable to find an engine to execute this computation", True),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes. Error code 12", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_plain_errors_that_tell_of_full_memory_are_known(said: str, full: bool) -> None:
+    assert memory.is_out_of_memory(RuntimeError(said)) is full
+
+
 def test_a_film_that_runs_out_of_memory_is_made_in_the_next_preset_and_the_one_after_as_chosen(
     kl_folder: Path, least: Engine, assign: Assign
 ) -> None:

@@ -14,7 +14,7 @@ from stillmotion.engine import Engine
 from stillmotion.engine.loading import digest_files
 from stillmotion.errors import UserError, WeightsMissing
 from stillmotion.lockfile import LOCK_NAME, LockedFile, read_lock, write_lock
-from stillmotion.models.folder import Flaw, import_from, plan_pull, pull, remove, verify
+from stillmotion.models.folder import SPARE_BYTES, Flaw, import_from, plan_pull, pull, remove, verify
 from stillmotion.models.hub import Hub
 from stillmotion.profiles import Profile, load_profile, parse_profile
 from stillmotion.types import Assignment
@@ -110,6 +110,18 @@ def test_a_second_pull_fetches_nothing_and_a_lost_file_alone_comes_again(
     (tmp_path / "vae" / "config.json").unlink()
     pull_all(profile, tmp_path, hub)
     assert [name for name, *_ in hub.sent] == ["vae/config.json"]
+    hub.sent.clear()
+    (tmp_path / "turbo.safetensors").write_bytes(b"cut")
+    pull_all(profile, tmp_path, hub)
+    assert [name for name, *_ in hub.sent] == ["turbo.safetensors"]
+
+
+def test_a_pull_fetches_no_large_file_whose_bytes_were_imported(
+    profile: Profile, hub: LocalHub, kl_folder: Path, tmp_path: Path
+) -> None:
+    import_from(profile, tmp_path, kl_folder, Said().append)
+    pull_all(profile, tmp_path, hub)
+    assert hub.sent and not [name for name, *_ in hub.sent if name.endswith(".safetensors")]
 
 
 def test_a_download_that_is_cut_goes_on_where_it_stopped(
@@ -140,8 +152,9 @@ def test_bytes_that_differ_from_the_hubs_digest_are_deleted(
 def test_a_pull_that_would_not_fit_fetches_nothing(profile: Profile, hub: LocalHub, tmp_path: Path) -> None:
     client = Hub(endpoint=hub.url)
     _, missing = plan_pull(profile, tmp_path, client)
-    with pytest.raises(UserError, match="GB free and"):
-        pull([replace(missing[0], size=10**18)], tmp_path, client, Said().append)
+    for size in (10**18, shutil.disk_usage(tmp_path).free - SPARE_BYTES // 2):
+        with pytest.raises(UserError, match="GB free and"):
+            pull([replace(missing[0], size=size)], tmp_path, client, Said().append)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -207,12 +220,14 @@ def test_import_names_what_the_folder_lacks_and_takes_nothing(
     assert not (tmp_path / "weights").exists()
 
 
-def test_import_refuses_a_file_cut_short(profile: Profile, kl_folder: Path, tmp_path: Path) -> None:
+# The first is cast on its way, the second copied.
+@pytest.mark.parametrize("cut", ["turbo.safetensors", "vae/*.safetensors"])
+def test_import_refuses_a_file_cut_short(cut: str, profile: Profile, kl_folder: Path, tmp_path: Path) -> None:
     origin = tmp_path / "origin"
     shutil.copytree(kl_folder, origin)
-    file = origin / "turbo.safetensors"
+    [file] = origin.glob(cut)
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(WeightsMissing, match=r"turbo\.safetensors cannot be read as safetensors"):
+    with pytest.raises(WeightsMissing, match=rf"{file.name} cannot be read as safetensors"):
         import_from(profile, tmp_path / "weights", origin, Said().append)
 
 

@@ -56,6 +56,8 @@ def test_films_are_made_with_every_tensor_where_it_belongs(
     engine = Engine(profile(weights), folder, "cuda:0", memory_preset=preset)
     film = engine.make(assign(sampler=sampler), Notebook())
     assert film.frames == 4
+    # Page-locked memory and compiled code are the current device's.
+    assert card.current == 0
     assert Path(assign().output).stat().st_size > 0
     stay = {engine.memory.parts[name] for name in engine.memory.preset.stay}
     for part in engine.memory.parts.values():

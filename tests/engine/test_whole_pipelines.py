@@ -109,6 +109,9 @@ def test_another_pipeline_is_not_mixed_into_the_folder(hub: LocalHub, tmp_path: 
     other = own(tmp_path, repository='"someone/else"')
     with pytest.raises(UserError, match=r"holds files of black-forest/flux, .*name another folder"):
         plan_pull(other, folder, Hub(None, hub.url))
+    shutil.rmtree(folder / "flux")
+    with pytest.raises(WeightsMissing, match="shows no repository someone/else"):
+        plan_pull(other, folder, Hub(None, hub.url))
 
 
 @pytest.mark.parametrize("layout", ["owner", "name", "cache"])
@@ -137,7 +140,16 @@ def test_an_import_that_lacks_a_shard_or_the_repository_takes_nothing(
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("shards", ['{"a": "../../victim.json"}', '{"a": "code.py"}', '{"a": 3}', "[]"])
+@pytest.mark.parametrize(
+    "shards",
+    [
+        '{"a": "../../victim.json"}',
+        '{"a": "../../victim.safetensors"}',
+        '{"a": "code.py"}',
+        '{"a": 3}',
+        "[]",
+    ],
+)
 def test_an_index_that_names_anything_but_shards_beside_it_is_refused(
     shards: str, repositories: Path, tmp_path: Path
 ) -> None:
@@ -147,9 +159,10 @@ def test_an_index_that_names_anything_but_shards_beside_it_is_refused(
     shutil.copytree(repositories / FLUX, home)
     index = next((home / "transformer").glob("*.safetensors.index.json"))
     index.write_text(f'{{"weight_map": {shards}}}')
-    (home.parent / "victim.json").write_text("theirs")
+    for name in ("victim.json", "victim.safetensors"):
+        (home.parent / name).write_text("theirs")
     (home / "transformer" / "code.py").touch()
-    with pytest.raises(WeightsMissing, match=r"names .* which is no shard beside it|cannot be read"):
+    with pytest.raises(WeightsMissing, match=r"names .* no shard beside it|An index of .* cannot be read"):
         import_from(profile, folder, tmp_path / "origin", list[str]().append)
     assert not folder.exists()
 
@@ -192,6 +205,7 @@ OTHERS = [
     "model_index.json",
     "image_encoder/config.json",
     "transformer_2/config.json",
+    "transformer/lora.safetensors",
     "scheduler/old/a.json",
 ]
 
@@ -233,7 +247,9 @@ def test_parts_that_cannot_be_had_are_named(names: list[str], said: str) -> None
         pipeline_files(INDEX, names, "bf16")
 
 
-@pytest.mark.parametrize("index", ["[]", "{}", '{"_class_name": "X", "unet": null}'])
+@pytest.mark.parametrize(
+    "index", ["[]", "{}", '{"_class_name": "X", "unet": null}', '{"scheduler": ["diffusers", "X"]}']
+)
 def test_an_index_of_no_pipeline_is_refused(index: str) -> None:
     with pytest.raises(WeightsMissing, match="names no parts of a diffusers pipeline"):
         pipeline_files(json.loads(index), ALWAYS, "")

@@ -208,7 +208,12 @@ def test_request_that_is_not_to_be_retried_fails_with_its_first_runner(store: St
 def test_held_requests_are_promoted_in_order_however_the_one_before_ends(store: Store, ending: str) -> None:
     key = limited_key(store, 1)
     start_by = NOW + 1 if ending == "deadline" else None
-    ids = [submit(store, ask(key_id=key, start_by=start_by if n == 0 else None)).id for n in range(4)]
+    requests = [
+        # The second is the last in line.
+        submit(store, ask(key_id=key, start_by=start_by if n == 0 else None, low_priority=n == 1))
+        for n in range(4)
+    ]
+    ids = [request.id for request in sorted(requests, key=lambda request: request.ord)]
 
     def states() -> list[State]:
         return [read(store, request_id).state for request_id in ids]

@@ -113,7 +113,7 @@ def test_failed_delivery_waits_until_it_is_due_and_parked_one_for_good(store: St
 
 
 def test_a_full_host_holds_up_no_other(store: Store) -> None:
-    slow = ended(store, *["http://slow/x"] * 5)
+    slow = ended(store, *["http://slow/x"] * 3, *["http://SLOW/x"] * 2)
     quick = ended(store, "http://QUICK:3000/x", "http://quick/x")
     assert [claim.request_id for claim in due(store, per_host=4)] == [*slow[:4], *quick]
     assert due(store, per_host=4, under_way={"slow": 4}) == []

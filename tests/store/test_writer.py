@@ -8,19 +8,23 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, create_engine, func, select, text
+from sqlalchemy import Connection, create_engine, func, make_url, select, text
 from sqlalchemy.exc import IntegrityError
 
 from stillmotion.errors import StoreUnavailable
 from stillmotion.store import databases, queue
+from stillmotion.store.databases import open_writer
 from stillmotion.store.open import Store, open_store
 from stillmotion.store.tables import request
-from stillmotion.store.writer import DEADLOCK_TRIES
+from stillmotion.store.writer import DEADLOCK_TRIES, Writer
 from tests.store.asks import NOW, ask, claimed, submit
 
 pytestmark = pytest.mark.anyio
 
 Operation = Callable[[Connection], Any]
+
+#: What PostgreSQL says to one of two that wait for each other.
+CROSSED = text("DO $$ BEGIN RAISE EXCEPTION 'crossed' USING ERRCODE = '40P01'; END $$")
 
 
 @contextmanager
@@ -275,13 +279,26 @@ async def test_deadlock_that_never_ends_is_told_after_some_tries(postgres_url: s
 
     def lock(conn: Connection) -> None:
         tries.append(1)
-        conn.execute(text("DO $$ BEGIN RAISE EXCEPTION 'crossed' USING ERRCODE = '40P01'; END $$"))
+        conn.execute(CROSSED)
 
     with pytest.raises(StoreUnavailable, match="crossed"):
         async with asyncio.timeout(10):
             await store.write(lock)
     assert len(tries) == 1 + DEADLOCK_TRIES
     await store.close()
+
+
+async def test_a_deadlock_met_while_the_writer_closes_keeps_nobody_waiting(postgres_url: str) -> None:
+    writer = Writer(open_writer(make_url(postgres_url)))
+
+    def lock(conn: Connection) -> None:
+        writer.stop()
+        conn.execute(CROSSED)
+
+    with pytest.raises(StoreUnavailable, match="shutting down"):
+        async with asyncio.timeout(10):
+            await writer.write(lock)
+    writer.close()
 
 
 async def test_f06_a_process_that_stops_inside_a_transaction_does_not_keep_its_rows(

@@ -29,8 +29,10 @@ from stillmotion.cli.main import app
 from stillmotion.cli.settings import show as show_settings
 from stillmotion.errors import DataRefused, UserError
 from stillmotion.keys import check_key
+from stillmotion.media.signing import load_secret
+from stillmotion.media.store import INCOMING
 from stillmotion.net.tls import ensure_certificates
-from stillmotion.profiles import load_profile
+from stillmotion.profiles import load_profile, own_profile
 from stillmotion.settings import PREFIX, Settings
 from stillmotion.store.open import open_store
 from stillmotion.types import Caller
@@ -203,8 +205,11 @@ def test_backup_can_be_started_from(tmp_path: Path) -> None:
     made = perform(settings, "keys.create", {"name": "kept"})["key"]
     perform(settings, "webhooks.rotate-key", {"data_dir": str(tmp_path / "data")})
     authority = ensure_certificates(tmp_path / "data", (), 1.7e9).ca.read_bytes()
-    (tmp_path / "data" / "media" / "films").mkdir(parents=True)
-    (tmp_path / "data" / "media" / "films" / "a.mp4").write_bytes(b"film")
+    secret = load_secret(tmp_path / "data")
+    own = own_profile("svd", tmp_path / "data")
+    for path in (own, *(tmp_path / "data" / "media" / name for name in ("films/a.mp4", f"{INCOMING}/b"))):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"kept")
     backup(settings, tmp_path / "copy", media=True)
     (listed,) = perform(Settings(data_dir=tmp_path / "copy"), "keys.list", {})["keys"]
     assert listed["id"] == made.partition(":")[0]
@@ -213,7 +218,10 @@ def test_backup_can_be_started_from(tmp_path: Path) -> None:
     assert (signing.read_bytes(), mode(signing)) == ((tmp_path / "data" / "webhook-keys").read_bytes(), 0o600)
     assert ensure_certificates(tmp_path / "copy", (), 1.7e9).ca.read_bytes() == authority
     assert (tmp_path / "copy" / "media.txt").read_text() == "films/a.mp4\n"
-    assert (tmp_path / "copy" / "media" / "films" / "a.mp4").read_bytes() == b"film"
+    assert (tmp_path / "copy" / "media" / "films" / "a.mp4").read_bytes() == b"kept"
+    assert own_profile("svd", tmp_path / "copy").read_bytes() == b"kept"
+    assert load_secret(tmp_path / "copy") == secret
+    assert not (tmp_path / "copy" / "media" / INCOMING).exists()
 
 
 def test_backup_never_overwrites(tmp_path: Path) -> None:

@@ -88,6 +88,10 @@ def test_drawn_seeds_are_exact_in_javascript_and_differ() -> None:
     assert len(seeds) == 50 and max(seeds) < 2**53
 
 
+def test_a_given_seed_is_kept_zero_too() -> None:
+    assert ENDPOINTS[TEXT].settle({"prompt": "x", "seed": 0}).values["seed"] == 0
+
+
 def test_every_example_is_a_valid_input() -> None:
     for endpoint in ENDPOINTS.values():
         assert endpoint.settle(endpoint.example)
@@ -108,10 +112,12 @@ def test_every_field_says_what_it_is_and_its_schema_names_its_bounds() -> None:
 
 
 def test_an_assignment_tells_a_runner_all_it_may_know() -> None:
-    text = ENDPOINTS[TEXT].settle({"prompt": "a boat", "seed": 5, "video_size": {"width": 320}})
+    motion = {"motion_bucket_id": 40, "cond_aug": 0.5}
+    text = ENDPOINTS[TEXT].settle({"prompt": "a boat", "seed": 5, "video_size": {"width": 320}, **motion})
     told = ENDPOINTS[TEXT].assignment(request(TEXT, dict(text.values)), None, Path("/x/film.mp4"))
     assert (told.prompt, told.width, told.height, told.steps, told.fps) == ("a boat", 320, 512, 4, 10)
     assert (told.picture, told.output, told.seed, told.attempt) == (None, "/x/film.mp4", 5, 2)
+    assert {"motion_bucket_id": told.motion_bucket_id, "cond_aug": told.cond_aug} == motion
     picture = ENDPOINTS[HQ].settle({"image_url": "https://example.com/a.png"})
     told = ENDPOINTS[HQ].assignment(request(HQ, dict(picture.values)), Path("/x/in.png"), Path("/x/f.mp4"))
     assert (told.prompt, told.width, told.height, told.steps) == (None, None, None, None)

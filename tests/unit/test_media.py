@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stillmotion.media.store import MediaStore, TooLarge, open_media
+from stillmotion.media.store import BLOCK, INCOMING, MediaStore, TooLarge, open_media
 from stillmotion.media.types import is_inline_safe, safe_name, sniff_type
 
 pytestmark = pytest.mark.anyio
@@ -37,6 +37,16 @@ async def test_upload_is_kept_with_its_size_digest_and_head(media: MediaStore) -
     size, digest, head = await media.receive("uploads/a1", pieces(CONTENT), len(CONTENT))
     assert (size, digest, head) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), CONTENT[:64])
     assert await media.read("uploads/a1") == CONTENT
+
+
+async def test_an_upload_is_written_while_it_comes(media: MediaStore, tmp_path: Path) -> None:
+    async def watched() -> AsyncIterator[bytes]:
+        async for piece in pieces(CONTENT):
+            yield piece
+        [partial] = (tmp_path / "media" / INCOMING).iterdir()
+        assert partial.stat().st_size > len(CONTENT) - 2 * BLOCK
+
+    await media.receive("uploads/a1", watched(), len(CONTENT))
 
 
 async def test_empty_and_tiny_uploads_are_kept(media: MediaStore) -> None:
@@ -177,6 +187,23 @@ async def test_a_folder_goes_with_all_its_objects_and_no_others(media: MediaStor
     assert objects(tmp_path) == ["uploads/ab", "uploads/b/1"]
 
 
+async def test_a_folder_that_vanishes_under_a_rename_is_made_again(
+    media: MediaStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, vanished = os.replace, list[Path]()
+
+    def late(partial: Path, place: Path) -> None:
+        if not vanished:
+            # As a delete of its last object takes it away.
+            vanished.append(place.parent)
+            place.parent.rmdir()
+        rename(partial, place)
+
+    monkeypatch.setattr(os, "replace", late)
+    await media.receive("films/r1/1/film.mp4", pieces(b"film"), 10)
+    assert vanished and await media.read("films/r1/1/film.mp4") == b"film"
+
+
 async def test_publishing_beside_deletes_in_the_same_folder_never_fails(
     media: MediaStore, tmp_path: Path
 ) -> None:
@@ -260,6 +287,7 @@ async def test_only_types_without_script_are_shown_inline() -> None:
         ("con", "_con"),
         ("NUL.txt", "_NUL.txt"),
         ("a\0b\u202egnp.exe", "abgnp.exe"),
+        ("a\u2028b.png", "ab.png"),
         ("...", "file"),
         ("", "file"),
         ("a" * 4096 + ".png", "a" * 96 + ".png"),

@@ -71,6 +71,14 @@ def test_encoder_has_the_threads_it_was_given(tmp_path: Path, threads: int) -> N
     assert f" threads={threads} ".encode() in path.read_bytes()
 
 
+def test_the_encoder_ran_by_the_options_it_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    write(path, moving_frames(3))
+    # It passes over what it does not understand, and writes into the film what it ran by.
+    ran_by = path.read_bytes().partition(b"options: ")[2].split(b"\0")[0].split()
+    assert {b"rc_lookahead=2", b"analyse=0x3:0x3", b"bframes=0", b"keyint=12", b"crf=18.0"} <= set(ran_by)
+
+
 def test_colours_survive_the_round_trip(tmp_path: Path) -> None:
     colours = [
         (255, 0, 0),
@@ -141,10 +149,12 @@ def test_path_stays_empty_until_the_file_is_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["film.mp4"]
 
 
-def test_full_disk_is_an_error_without_a_file(tmp_path: Path) -> None:
+# One frame is held back until the file is closed.
+@pytest.mark.parametrize("frames", [1, 12])
+def test_full_disk_is_an_error_without_a_file(tmp_path: Path, frames: int) -> None:
     path = tmp_path / "film.mp4"
     (tmp_path / "film.mp4.part").symlink_to("/dev/full")
-    noise = np.random.default_rng(0).integers(0, 256, (12, 256, 256, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (frames, 256, 256, 3), np.uint8)
     with pytest.raises(OSError), VideoWriter(path, 256, 256, 10) as writer:
         writer.write(noise)
     assert list(tmp_path.iterdir()) == []

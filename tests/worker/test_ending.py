@@ -1,3 +1,4 @@
+import asyncio
 import logging
 import time
 from pathlib import Path
@@ -6,7 +7,8 @@ import pytest
 
 from stillmotion.store.open import Store
 from stillmotion.types import CancelAnswer, Outcome, State
-from tests.worker.house import open_house
+from stillmotion.work.lanes import Lane
+from tests.worker.house import PATIENCE_S, open_house
 
 pytestmark = pytest.mark.anyio
 
@@ -97,3 +99,17 @@ async def test_a_drain_before_the_weights_are_loaded_ends_at_once(
         await house.until(lambda: "loading for ever" in caplog.text, "a runner that loads")
         house.worker.drain()
         await house.until(lambda: house.children() == [], "every child reaped")
+
+
+async def test_a_drain_while_a_runner_is_being_started_ends_it() -> None:
+    ending = asyncio.Event()
+    lane = Lane("cpu", ending, lambda: None)
+    starting = asyncio.create_task(lane.start("tests.timed_engine:open_never", {}, 10 * PATIENCE_S))
+    await asyncio.sleep(0)
+    ending.set()
+    # There is no process yet that it could end.
+    lane.end()
+    try:
+        await asyncio.wait_for(starting, PATIENCE_S)
+    finally:
+        await lane.ended()

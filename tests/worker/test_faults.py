@@ -72,6 +72,8 @@ async def test_a_request_that_kills_its_runner_three_times_fails_and_the_next_su
         assert row.failure is not None
         assert (row.failure.status, row.failure.kind) == (500, "runner_disconnected")
         assert (row.crashes, row.attempt) == (3, 3)
+        told = [line for line in (await house.log(row)).splitlines() if line.startswith("runner died")]
+        assert [line.rpartition("the request ")[2] for line in told] == ["runs again", "runs again", "fails"]
         assert (await house.ended(good)).outcome is Outcome.OK
         assert house.worker.readiness().ready
 
@@ -88,7 +90,7 @@ async def test_a_request_that_is_not_to_be_retried_fails_with_its_runner_and_its
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [("exit_at=1", "exit status 3"), ("garbage_at=1", "broke the protocol")],
+    [("exit_at=1", "exit status 3"), ("garbage_at=1", "broke the protocol"), ("cut_at=1", "signal 9")],
 )
 async def test_a_runner_that_exits_or_babbles_counts_as_dead(
     sqlite_store: Store, tmp_path: Path, fault: str, reason: str
@@ -174,6 +176,21 @@ async def test_a_runner_that_speaks_is_not_taken_for_a_silent_one(tmp_path: Path
     await runner.gone()
 
 
+async def test_a_film_is_not_blamed_for_the_slow_steps_of_the_one_before(tmp_path: Path) -> None:
+    runner = await start_runner(TIMED, "cpu", {"device": "cpu"}, lambda: None)
+    await runner.opened(PATIENCE_S)
+    assignment = replace(ASSIGNMENT, output=str(tmp_path / "film.mp4"))
+    notes = Notes(SystemClock(), asyncio.Event())
+    # The child tells once a second for how long there was no step.
+    assert isinstance(await runner.run(replace(assignment, steps=1, prompt="pause=1.8"), notes), Film)
+    making = asyncio.create_task(runner.run(assignment, notes))
+    await asyncio.sleep(0)
+    runner.watch(tick_s=0, quiet_limit_s=600, still_limit_s=0.5)
+    assert isinstance(await making, Film)
+    runner.kill("the test is over")
+    await runner.gone()
+
+
 async def test_a_model_that_makes_no_step_is_replaced(sqlite_store: Store, tmp_path: Path) -> None:
     async with open_house(sqlite_store, tmp_path, stall_timeout_s=1) as house:
         row = await house.ended(await house.submit("hang_at=2 until=1"))
@@ -200,6 +217,28 @@ async def test_a_runner_that_dies_before_it_took_its_job_costs_no_crash(
         assert (row.outcome, row.attempt, row.crashes) == (Outcome.OK, 2, 0)
 
 
+async def test_a_runner_dies_of_what_it_had_begun_alone(tmp_path: Path) -> None:
+    runner = await start_runner(TIMED, "cpu", {"device": "cpu"}, lambda: None)
+    await runner.opened(PATIENCE_S)
+    moved = asyncio.Event()
+    closing = Notes(SystemClock(), asyncio.Event(), moved.set)
+    first = replace(ASSIGNMENT, prompt=f"close_until={tmp_path / 'never'}")
+    making = [asyncio.create_task(runner.run(first, closing))]
+    while not closing.off_device:
+        await asyncio.wait_for(moved.wait(), PATIENCE_S)
+        moved.clear()
+    [child] = runners_of(os.getpid())
+    child.send_signal(signal.SIGSTOP)
+    second = replace(ASSIGNMENT, request_id="r2")
+    making.append(asyncio.create_task(runner.run(second, Notes(SystemClock(), asyncio.Event()))))
+    await asyncio.sleep(0)
+    child.kill()
+    answers = await asyncio.gather(*making, return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["signal 9"] * 2
+    assert runner.died_of == 1
+    await runner.gone()
+
+
 async def test_a_runner_that_had_made_something_is_replaced_without_a_pause(
     sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,11 +251,27 @@ async def test_a_runner_that_had_made_something_is_replaced_without_a_pause(
         assert (await house.ended(await house.submit())).outcome is Outcome.OK
 
 
+async def test_a_runner_that_had_made_nothing_is_replaced_after_a_pause(
+    sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pause in ("RESTART_FIRST_S", "RESTART_LAST_S"):
+        monkeypatch.setattr(lanes, pause, 4.0)
+    async with open_house(sqlite_store, tmp_path) as house:
+        began = time.monotonic()
+        row = await house.ended(await house.submit("crash_at=1 until=1"))
+        assert (row.outcome, row.crashes) == (Outcome.OK, 1)
+        # Spread over the second half of the pause.
+        assert time.monotonic() - began > 2
+
+
 async def test_readiness_says_why_runners_do_not_start(sqlite_store: Store, tmp_path: Path) -> None:
     engine = "tests.timed_engine:open_without_weights"
     async with open_house(sqlite_store, tmp_path, engine=engine, ready=False) as house:
         await house.until(
-            lambda: "unet.safetensors is missing" in house.worker.readiness().reason, "the reason"
+            lambda: house.worker.readiness().reason.endswith(
+                "): unet.safetensors is missing for profile pocket."
+            ),
+            "the reason",
         )
         assert not house.worker.readiness().ready
     engine = "tests.timed_engine:open_and_exit"

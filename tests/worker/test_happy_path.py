@@ -8,7 +8,7 @@ import pytest
 from stillmotion.store.open import Store
 from stillmotion.types import Level, Outcome, State
 from stillmotion.video import read_frames
-from stillmotion.work.runners import PENDING_LINES, PRINTED_LINE_CHARS, Notes, Printed
+from stillmotion.work.runners import PENDING_CHARS, PENDING_LINES, PRINTED_LINE_CHARS, Notes, Printed
 from tests.manual_clock import ManualClock
 from tests.worker.house import PATIENCE_S, open_house, png
 
@@ -114,14 +114,19 @@ async def test_what_a_model_says_after_its_film_is_nobodys_log(sqlite_store: Sto
         assert "too late" not in await house.log(first) + await house.log(second)
 
 
-async def test_lines_that_come_faster_than_they_are_kept_are_counted_and_told(clock: ManualClock) -> None:
+@pytest.mark.parametrize(("line", "most"), [("x", PENDING_LINES), ("x" * (PENDING_CHARS // 8), 8)])
+async def test_lines_that_come_faster_than_they_are_kept_are_counted_and_told(
+    clock: ManualClock, line: str, most: int
+) -> None:
     notes = Notes(clock, asyncio.Event())
-    for _ in range(PENDING_LINES + 5):
-        notes.log("x")
-    assert len(notes.lines) == PENDING_LINES
-    notes.written(PENDING_LINES, None)
-    (told,) = notes.lines
-    assert told.message == "truncated: 5 lines came faster than they could be kept"
+    for _ in range(2):
+        for _ in range(most + 5):
+            notes.log(line)
+        assert len(notes.lines) == most
+        notes.written(most, None)
+        (told,) = notes.lines
+        assert told.message == "truncated: 5 lines came faster than they could be kept"
+        notes.written(1, None)
 
 
 async def test_a_line_without_end_is_cut_and_not_kept() -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from stillmotion.clock import SystemClock
-from stillmotion.store import queue
 from stillmotion.store.open import Store
 from stillmotion.types import Outcome, Request, State
 from stillmotion.work.attempts import Attempt
-from stillmotion.work.lanes import SLOW_S, Lane
+from stillmotion.work.lanes import MOST_AHEAD, SLOW_S, Lane
 from stillmotion.work.runners import Notes, Runner
-from tests.store.asks import NOW, ask
+from tests.store.asks import ask, claimed, submit
 from tests.worker.house import PATIENCE_S, House, open_house
 
 pytestmark = pytest.mark.anyio
@@ -50,6 +49,17 @@ async def test_a_film_begins_while_the_last_one_is_still_being_written(store: St
         assert began(rows[1]) < left_runner(rows[0])
         assert ["hello" in await house.log(row) for row in rows] == [False, True]
         assert len(house.film_bytes()) == 2
+
+
+async def test_what_a_film_printed_is_in_its_log_when_it_is_off_the_device(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    async with open_house(sqlite_store, tmp_path) as house:
+        request = await house.submit(f"print=unended close_until={gate}")
+        await told(house, request, "no end")
+        gate.touch()
+        assert (await house.ended(request)).outcome is Outcome.OK
 
 
 async def test_a_third_film_ends_only_after_the_first(sqlite_store: Store, tmp_path: Path) -> None:
@@ -89,17 +99,22 @@ async def test_the_next_request_is_claimed_once_only_decoding_is_left_and_its_ca
         assert [(await house.ended(each)).outcome for each in (first, third)] == [Outcome.OK] * 2
 
 
+def claimed_for(lane: Lane, store: Store, folder: Path, *, retry: bool = True) -> Attempt:
+    submit(store, ask(retry=retry))
+    notes = Notes(SystemClock(), asyncio.Event(), lane.tell)
+    runner = Runner("cpu", lambda: None)
+    attempt = Attempt(claimed(store), runner, notes, folder, held_until=0, claimed=0)
+    lane.attempts.append(attempt)
+    return attempt
+
+
 async def test_a_device_wants_another_request_when_its_film_is_denoised_and_none_is_about_to_follow(
     sqlite_store: Store, tmp_path: Path
 ) -> None:
     lane = Lane("cpu", asyncio.Event(), lambda: None)
-    request = await sqlite_store.write(lambda conn: queue.submit(conn, ask(), NOW))
 
     def claim() -> Attempt:
-        notes = Notes(SystemClock(), asyncio.Event(), lane.tell)
-        attempt = Attempt(request, Runner("cpu", lambda: None), notes, tmp_path, held_until=0, claimed=0)
-        lane.attempts.append(attempt)
-        return attempt
+        return claimed_for(lane, sqlite_store, tmp_path)
 
     assert lane.wants_another(0)
     first = claim()
@@ -115,7 +130,35 @@ async def test_a_device_wants_another_request_when_its_film_is_denoised_and_none
     assert not lane.wants_another(SLOW_S + 1)
     first.notes.leave_device()
     await taking
+    # The first one's file is whole, and its place on the device has long been another's.
+    lane.leave(first)
     assert lane.on_device is second
+    second.notes.leave_device()
+    for waiting in range(MOST_AHEAD):
+        # Each waits for a picture that does not come.
+        assert lane.wants_another(SLOW_S + 1), f"{waiting} wait"
+        claim()
+    assert not lane.wants_another(SLOW_S + 1)
+
+
+async def test_nobody_overtakes_a_film_that_waits_to_have_the_runner_to_itself(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    lane = Lane("cpu", asyncio.Event(), lambda: None)
+    first, alone, later = (
+        claimed_for(lane, sqlite_store, tmp_path, retry=retry) for retry in (True, False, True)
+    )
+    await lane.take(first)
+    first.running = True
+    first.notes.leave_device()
+    taking = [asyncio.create_task(lane.take(attempt)) for attempt in (alone, later)]
+    await asyncio.sleep(0)
+    assert lane.on_device is None
+    first.running = False
+    lane.leave(first)
+    await taking[0]
+    assert lane.on_device is alone
+    taking[1].cancel()
 
 
 @pytest.mark.parametrize("gently", [True, False])
@@ -139,6 +182,27 @@ async def test_what_was_claimed_ahead_goes_back_to_its_place_when_the_worker_end
         await house.until(lambda: house.children() == [], "every child reaped")
 
 
+@pytest.mark.parametrize("ticks", [1, 2, 3])
+async def test_a_drain_while_a_claim_ahead_is_under_way_leaves_it_to_the_next_server(
+    sqlite_store: Store, tmp_path: Path, ticks: int
+) -> None:
+    decoded = tmp_path / "decoded"
+    async with open_house(sqlite_store, tmp_path) as house:
+        first = await house.submit(f"decode_until={decoded}")
+        await told(house, first, "step 4/4")
+        second = await house.submit()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        house.worker.drain()
+        # Writes come in turn: the claim, if it was begun, is kept before this.
+        await house.store.write(lambda conn: None)
+        await house.becomes(second, lambda row: row.state is State.READY, "given back")
+        decoded.touch()
+        assert (await house.ended(first)).outcome is Outcome.OK
+        await house.until(lambda: house.children() == [], "every child reaped")
+        assert (await house.read(second)).state is State.READY
+
+
 async def test_a_busy_device_claims_nothing_ahead_while_another_is_idle(
     sqlite_store: Store, tmp_path: Path
 ) -> None:
@@ -148,10 +212,14 @@ async def test_a_busy_device_claims_nothing_ahead_while_another_is_idle(
         first = await house.submit(f"decode_until={decoded}")
         await told(house, first, "step 4/4")
         busy = (await house.log(first)).splitlines()[0]
-        for _ in range(3):
-            second = await house.ended(await house.submit())
+        # Both hear of each request; often enough that the busy one would be first if it might.
+        for _ in range(12):
+            request = await house.submit()
+            free = asyncio.create_task(house.wakeup.wait("queue", PATIENCE_S))
+            second = await house.ended(request)
             assert second.outcome is Outcome.OK
             assert (await house.log(second)).splitlines()[0] != busy
+            assert await free, "the device that made it is idle again"
         assert (await house.read(first)).state is State.RUNNING
         decoded.touch()
         assert (await house.ended(first)).outcome is Outcome.OK

@@ -64,11 +64,12 @@ class UploadSigner:
     ) -> UploadGrant | None:
         """Return the grant, or None when the URL is altered, expired or meant for another file or way."""
         try:
-            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=len(FIELDS))
+            fields = dict(
+                parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=len(FIELDS))
+            )
         except ValueError:
             return None
-        fields = dict(pairs)
-        if len(pairs) != len(FIELDS) or set(fields) != set(FIELDS):
+        if set(fields) != set(FIELDS):
             return None
         if not (_is_number(fields["max"]) and _is_number(fields["expires"])):
             return None

@@ -11,7 +11,7 @@ writing hosts would need the database's instead.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, or_, select, text, tuple_, update
+from sqlalchemy import Connection, bindparam, insert, or_, select, text, tuple_, update
 
 from stillmotion.store.endings import CANCELLED, Guard, count_active, end_request, end_waiting, lock_limit
 from stillmotion.store.logs import append_logs
@@ -137,8 +137,8 @@ def finish(
     conn: Connection, request_id: str, attempt: int, ending: Ending, logs: Sequence[LogLine], now: float
 ) -> bool:
     """Publish an attempt's ending with its last log lines; False when the attempt no longer holds it."""
-    if logs and not append_logs(conn, request_id, attempt, logs):
-        return False
+    if logs:
+        append_logs(conn, request_id, attempt, logs)
     return end_request(conn, request_id, ending, now, *_held_by(attempt))
 
 
@@ -243,9 +243,7 @@ def cancel(conn: Connection, request_id: str, now: float) -> CancelAnswer:
         if end_waiting(conn, request_id, CANCELLED, now):
             return CancelAnswer.REMOVED
         asked = conn.execute(
-            update(request)
-            .where(request.c.id == request_id, IS_RUNNING)
-            .values(cancel_at=func.coalesce(request.c.cancel_at, now))
+            update(request).where(request.c.id == request_id, IS_RUNNING).values(cancel_at=now)
         )
         if asked.rowcount == 1:
             return CancelAnswer.ASKED

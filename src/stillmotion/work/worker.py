@@ -296,7 +296,7 @@ class Worker:
         log.info("%s %s attempt=%d kept=%s", attempt.key[0], attempt.outcome(reply), attempt.key[1], kept)
         # What the database may have kept without an answer is left to housekeeping.
         unwanted = [film.media_key] if film is not None and kept is False else []
-        if reply is not None and kept:
+        if kept:
             unwanted += attempt.leftovers()
         try:
             await self._media.delete(unwanted)
