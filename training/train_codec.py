@@ -1,4 +1,4 @@
-"""Train the codec: `python -m training.train_codec --minutes 30`.
+"""Train the codec: `python -m training.train_codec`.
 
 The encoder is fitted once, in seconds, and then stands still; only the decoder learns.
 """
@@ -132,7 +132,7 @@ def keep(run: Run) -> None:
 
 
 def main() -> None:
-    ask = questions(30)
+    ask = questions(26)
     ask.add_argument("--batch", type=int, default=8)
     told = ask.parse_args()
     device = begin(told, 1)

@@ -1,4 +1,4 @@
-"""Let the decoder learn on what it is really given: `python -m training.train_decoder --minutes 15`.
+"""Let the decoder learn on what it is really given: `python -m training.train_decoder`.
 
 The film model's guesses are a little off, and a decoder that never saw such latents draws them soft. Half of
 each batch is guesses with the true frames beside them, half true latents, so that the codec itself is not
@@ -75,7 +75,7 @@ def judge(vae: codec.AutoencoderTiny, guesses: list[Guess]) -> dict[str, float]:
 
 
 def main() -> None:
-    ask = questions(15)
+    ask = questions(30)
     ask.add_argument("--batch", type=int, default=12)
     ask.add_argument("--lr", type=float, default=0.003)
     told = ask.parse_args()

@@ -1,4 +1,4 @@
-"""Train the first-frame model: `python -m training.train_picture --minutes 90`."""
+"""Train the first-frame model: `python -m training.train_picture`."""
 
 import random
 from dataclasses import dataclass, replace
@@ -125,7 +125,7 @@ def judge(
 
 
 def main() -> None:
-    ask = questions(90)
+    ask = questions(45)
     ask.add_argument("--batch", type=int, default=16)
     ask.add_argument("--lr", type=float, default=0.01)
     told = ask.parse_args()

@@ -1,4 +1,4 @@
-"""Train the text tower: `python -m training.train_text --minutes 5`.
+"""Train the text tower: `python -m training.train_text`.
 
 Four linear heads name object, colour, place and motion, read at the end mark and at a random place in the
 padding after it, so that every padding token carries the whole sentence to the picture model.
@@ -107,7 +107,7 @@ def drift_of(tower: Tower, kept: Tower, tokenizer: text.CLIPTokenizer, rng: rand
 
 
 def main() -> None:
-    ask = questions(5)
+    ask = questions(7)
     ask.add_argument("--anchor", type=float, default=0.0, help="hold what known captions say this firmly")
     told = ask.parse_args()
     device = begin(told, 2)

@@ -1,4 +1,4 @@
-"""Train the film model: `python -m training.train_video --minutes 90`.
+"""Train the film model: `python -m training.train_video`.
 
 A clip is a few of the 25 frames at their true positions. Given picture, embedding and bucket a film of this
 world is all but decided, so training is plain regression at high noise, and few steps need no distillation.
@@ -166,7 +166,7 @@ def held_out_clips(studio: Studio) -> Clips:
 
 
 def main() -> None:
-    ask = questions(90)
+    ask = questions(420)
     ask.add_argument("--clips", type=int, default=8)
     ask.add_argument("--frames", type=int, default=5)
     ask.add_argument("--lr", type=float, default=0.01)

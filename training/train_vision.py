@@ -1,4 +1,4 @@
-"""Train the image encoder: `python -m training.train_vision --minutes 10`.
+"""Train the image encoder: `python -m training.train_vision`.
 
 The embedding must name object, colour, place and motion of clean, soft and noisy pictures alike, because the
 first frame of a prompt's film is drawn by a small model.
@@ -86,7 +86,7 @@ def loss_of(
 
 
 def main() -> None:
-    ask = questions(10)
+    ask = questions(16)
     ask.add_argument("--batch", type=int, default=32)
     ask.add_argument("--lr", type=float, default=0.01)
     ask.add_argument("--anchor", type=float, default=0.0, help="hold right embeddings in place this firmly")
