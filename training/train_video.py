@@ -24,6 +24,7 @@ FPS_IDS = (5.0, 6.0)
 SIGMA_MIN = 4.0
 LEVEL_WEIGHT = 8.0
 FLICKER_WEIGHT = 30.0
+TINT_WEIGHT = 10.0
 
 
 def draw_augmentation(count: int) -> torch.Tensor:
@@ -78,14 +79,20 @@ def penalty(
 ) -> torch.Tensor:
     """Squared error in which cells that change count up to five times, plus what the eye minds most.
 
-    That is a frame a shade off as a whole, and a still cell that differs between frames: small squares both.
-    `loud` weighs the channels where cells change.
+    That is a frame a shade off as a whole, a still cell that differs between frames, and an object whose hue
+    slips: small squares all. `loud` weighs the channels where cells change.
     """
     error = made - clean
     level = error.mean((3, 4)).square()
     flicker = (1 - change) * (error - error.mean(1, keepdim=True)).square()
     squares = (1 + 4 * change * loud) * error.square()
-    return squares.mean() + LEVEL_WEIGHT * level.mean() + FLICKER_WEIGHT * flicker.mean()
+    tint = loud * ((change * error).sum((3, 4), True) / (1 + change.sum((3, 4), True))).square()
+    return (
+        squares.mean()
+        + LEVEL_WEIGHT * level.mean()
+        + FLICKER_WEIGHT * flicker.mean()
+        + TINT_WEIGHT * tint.mean()
+    )
 
 
 def guess_of(unet: torch.nn.Module, cells: codec.Cells, clips: Clips) -> torch.Tensor:

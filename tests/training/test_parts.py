@@ -146,6 +146,15 @@ def test_flicker_of_a_still_cell_counts_more_than_the_same_error_that_stays() ->
     assert torch.allclose(penalty(turns, clean, moving), penalty(stays, clean, moving))
 
 
+def test_an_object_a_shade_off_as_a_whole_counts_more_than_the_same_error_in_turns() -> None:
+    clean = torch.zeros(1, 5, codec.CHANNELS, 4, 4)
+    moving = torch.zeros(1, 5, 1, 4, 4)
+    moving[..., :2, :2] = 1
+    slips = 0.1 * moving.expand_as(clean)
+    turns = slips * torch.tensor((1, -1)).view(1, 1, 1, 1, 2).repeat(1, 1, 1, 1, 2)
+    assert penalty(slips, clean, moving) > 2 * penalty(turns, clean, moving)
+
+
 def test_films_are_judged_with_the_profile_s_own_levels() -> None:
     numbers = load_profile("pocket").samplers
     assert numbers.lcm.sigma_min == SIGMA_MIN < numbers.euler.sigma_min
