@@ -5,6 +5,7 @@ not overlap, so encoding a cell is one matrix product: training never needs the 
 """
 
 import random
+from copy import copy
 from pathlib import Path
 from typing import Self
 
@@ -104,10 +105,10 @@ class Cells:
         self.noise = torch.linalg.cholesky(covariance + 1e-8 * torch.eye(CHANNELS, device=vae.device))
 
     def to(self, device: torch.device) -> Self:
-        self.offset, self.matrix, self.noise = (
-            kept.to(device) for kept in (self.offset, self.matrix, self.noise)
-        )
-        return self
+        """The same on a device; these stay where they are, because scenes are drawn on the CPU."""
+        moved = copy(self)
+        vars(moved).update({name: tensor.to(device) for name, tensor in vars(self).items()})
+        return moved
 
     def encode(self, pictures: torch.Tensor) -> torch.Tensor:
         """Encode pictures in [0, 1]; equals `encode` of the network."""

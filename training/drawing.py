@@ -3,6 +3,7 @@
 import random
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
+from copy import deepcopy
 from multiprocessing import get_context
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
@@ -35,7 +36,7 @@ def drawn(drawer: Drawer[Batch], seed: int, news: Any) -> Batch:
 
 
 class Ahead(Generic[Batch]):
-    """The batches of a run in order; how many processes draw them changes none."""
+    """The batches of a run in order; more processes change nothing but how fresh the news is."""
 
     def __init__(self, drawer: Drawer[Batch], processes: int, seed: int) -> None:
         self.drawer, self.seed = drawer, seed
@@ -61,6 +62,7 @@ class Ahead(Generic[Batch]):
             self.seed += 1
             return drawn(self.drawer, self.seed, news)
         while len(self.coming) < self.most:
+            # A copy: it is sent by another thread, while the caller goes on to change it.
             self.seed += 1
-            self.coming.append(self.pool.submit(_draw, self.seed, news))
+            self.coming.append(self.pool.submit(_draw, self.seed, deepcopy(news)))
         return self.coming.popleft().result()

@@ -1,8 +1,8 @@
 """What every training script shares: the optimizer, the moving average, checkpoints, the log and its curve.
 
-A script resumes from `.pocket/<part>.pt`. Where only averaged weights are at hand, those of
-`.pocket/<part>.safetensors` or, with `--from-shipped`, of the package, it begins with them; the optimizer's
-moments are then lost and a short warm-up covers for them.
+A script resumes from `.pocket/<part>.pt`. Where averaged weights alone are at hand, or are further because
+another machine made them, those of `.pocket/<part>.safetensors` or, with `--from-shipped`, of the package, it
+begins with them; the optimizer's moments are then lost and a short warm-up covers for them.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -153,15 +154,14 @@ class Run:
         self.asked_to_stop = False
         signal.signal(signal.SIGTERM, self._stop)
         STATE.mkdir(exist_ok=True)
-        if self.path.exists():
-            self._resume()
-        elif self.slim.exists():
-            with safe_open(self.slim, "pt") as kept:
-                self.step = self.warm_from = int(kept.metadata()["step"])
-            self._begin_from(load_file(self.slim))
+        kept = last_state(self.path, self.device)
+        if "model" in kept:
+            self._resume(kept)
+        elif kept:
+            self.step = self.warm_from = kept["step"]
+            self._begin_from(kept["average"])
 
-    def _resume(self) -> None:
-        kept = torch.load(self.path, weights_only=True, map_location=self.device)
+    def _resume(self, kept: dict[str, Any]) -> None:
         self.model.load_state_dict(kept["model"])
         self.average = kept["average"]
         self.step = kept["step"]
@@ -173,14 +173,9 @@ class Run:
         for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
             group["peak"] = peak  # today's rate, not the checkpoint's
 
-    @property
-    def slim(self) -> Path:
-        """The averaged weights alone, as halves: what travels between machines."""
-        return self.path.with_suffix(".safetensors")
-
     def begin_from(self, shipped: Path, prefix: str = "") -> None:
         """Start an unbegun run from shipped weights."""
-        if not self.path.exists() and not self.slim.exists():
+        if not self.step:
             self._begin_from({prefix + k: v for k, v in load_file(shipped).items()})
 
     def _begin_from(self, found: dict[str, torch.Tensor]) -> None:
@@ -258,7 +253,7 @@ class Run:
         torch.save(state, fresh)
         fresh.replace(self.path)
         save_file(halves(self.average), fresh, {"step": str(self.step)})
-        fresh.replace(self.slim)
+        fresh.replace(slim_of(self.path))
         loss = sum(self.losses) / max(1, len(self.losses))
         self.losses.clear()
         line = {"step": self.step, "seconds": round(time.process_time()), "loss": round(loss, 5)}
@@ -285,12 +280,25 @@ class Run:
         return found
 
 
+def slim_of(path: Path) -> Path:
+    """Where a checkpoint's averaged weights lie alone, as halves: what travels between machines."""
+    return path.with_suffix(".safetensors")
+
+
+def last_state(path: Path, device: torch.device | str) -> dict[str, Any]:
+    """The checkpoint, or step and average alone where these are further; empty where there is neither."""
+    kept = torch.load(path, weights_only=True, map_location=device) if path.exists() else {}
+    if not slim_of(path).exists():
+        return kept
+    with safe_open(slim_of(path), "pt") as travelled:
+        step = int(travelled.metadata()["step"])
+    further = step > kept.get("step", -1)
+    return {"step": step, "average": load_file(slim_of(path), str(device))} if further else kept
+
+
 def averaged(part: str) -> dict[str, torch.Tensor]:
     """The averaged weights of a part as its last run left them."""
-    path = STATE / f"{part}.pt"
-    if path.exists():
-        return torch.load(path, weights_only=True, map_location="cpu")["average"]
-    return load_file(path.with_suffix(".safetensors"))
+    return last_state(STATE / f"{part}.pt", "cpu")["average"]
 
 
 def halves(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 from training import codec, edm, motion
 from training.clips import clips_of, some_frames
 from training.drawing import Ahead
-from training.loop import STATE, Run, averaged, begin, muon, questions
+from training.loop import Run, averaged, begin, muon, questions
 from training.measure import psnr
 from training.motion import choose
 from training.render import film, render_box
@@ -30,7 +30,7 @@ class Guesser:
 
     def __init__(self, device: torch.device) -> None:
         self.studio, self.device = open_studio(), device
-        self.cells = codec.Cells(codec.load(STATE / "vae")).to(device)
+        self.cells = self.studio.cells.to(device)
         self.unet = motion.build().eval()
         self.unet.load_state_dict(averaged("video"))
         self.unet.to(device)

@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache
 from itertools import product
 
 import torch
@@ -56,20 +56,18 @@ class FirstFrameDrawer:
 
     batch: int
 
-    @cached_property
-    def studio(self) -> Studio:
-        return open_studio()
-
     def draw(self, rng: random.Random, news: None) -> Drawn:
         size = draw_size(rng)
         scenes = [settled(draw_scene(rng, size)) for _ in range(self.batch)]
         told = [draw_caption(s, rng) for s in scenes]
         captions = ["" if rng.random() < NOT_NAMED else caption.text for caption in told]
         scenes = [shown(s, c) if named else s for s, c, named in zip(scenes, told, captions, strict=True)]
-        clean = torch.cat([self.studio.latents(s, [0]) for s in scenes]) * codec.SCALING
-        return captions, clean, torch.stack([self.studio.empty(s) for s in scenes]) * codec.SCALING
+        studio = open_studio()
+        clean = torch.cat([studio.latents(s, [0]) for s in scenes]) * codec.SCALING
+        return captions, clean, torch.stack([studio.empty(s) for s in scenes]) * codec.SCALING
 
 
+@cache
 def open_studio() -> Studio:
     return Studio(codec.load(STATE / "vae"), torch.nn.Identity())
 

@@ -6,7 +6,7 @@ world is all but decided, so training is plain regression at high noise, and few
 
 import random
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 
 import torch
 
@@ -145,6 +145,7 @@ def judge(unet: torch.nn.Module, held_out: Clips) -> dict[str, float]:
     return found
 
 
+@cache
 def open_studio() -> Studio:
     return Studio(codec.load(STATE / "vae"), vision.load(STATE / "image_encoder"))
 
@@ -157,13 +158,9 @@ class ClipDrawer:
     frames: int
     even: bool
 
-    @cached_property
-    def studio(self) -> Studio:
-        return open_studio()
-
     def draw(self, rng: random.Random, news: Practice) -> Clips:
         size = rng.choice(SIZES) if self.even else draw_size(rng)
-        return draw_clips(self.studio, rng, size, self.clips, self.frames, news.draw)
+        return draw_clips(open_studio(), rng, size, self.clips, self.frames, news.draw)
 
 
 def held_out_clips(studio: Studio) -> Clips:

@@ -1,11 +1,13 @@
 """A run goes on where it or another machine stopped, beside other workers, and on any device."""
 
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from tests.engine.card import pretended
@@ -24,7 +26,7 @@ from training import (
 )
 from training.clips import Clips
 from training.drawing import Ahead
-from training.loop import Run, averaged, muon
+from training.loop import Run, averaged, in_bfloat16, muon
 from training.train_codec import CropDrawer
 from training.train_text import Tower
 
@@ -70,6 +72,50 @@ def test_averaged_weights_alone_are_enough_to_go_on_with_a_warm_up(state: Path) 
     assert same(averaged("part"), first.average, within=1e-3)
 
 
+def test_the_weights_that_are_further_count(state: Path) -> None:
+    run = run_of(nn.Linear(4, 4))
+    learn(run, 2)
+    run.save()
+    behind = (state / "part.pt").read_bytes()
+    learn(run, 2)
+    run.save()
+    ahead = (state / "part.safetensors").read_bytes()
+    (state / "part.pt").write_bytes(behind)
+    again = run_of(nn.Linear(4, 4))
+    assert again.step == again.warm_from == 4 and same(again.average, run.average, within=1e-3)
+    assert same(averaged("part"), run.average, within=1e-3)
+    again.save()
+    (state / "part.safetensors").write_bytes(ahead)
+    assert run_of(nn.Linear(4, 4)).warm_from == 0, "as far is not further"
+
+
+def test_shipped_weights_begin_a_run_and_leave_one_that_has_begun(state: Path) -> None:
+    shipped = {name: value.clone() for name, value in nn.Linear(4, 4).state_dict().items()}
+    save_file(shipped, state / "shipped.safetensors")
+    run = run_of(nn.Linear(4, 4))
+    run.begin_from(state / "shipped.safetensors")
+    assert same(run.model.state_dict(), shipped) and same(run.average, shipped)
+    learn(run, 1)
+    run.save()
+    again = run_of(nn.Linear(4, 4))
+    again.begin_from(state / "shipped.safetensors")
+    assert same(again.model.state_dict(), run.model.state_dict())
+
+
+def test_weights_travel_in_less_than_sixteen_megabytes(state: Path) -> None:
+    run = Run("video", unet := motion.build(), muon(unet, 0, 0), 1)
+    run.save()
+    assert (state / "video.safetensors").stat().st_size < 16_000_000
+
+
+def test_cells_moved_to_a_device_leave_those_that_scenes_are_drawn_with() -> None:
+    with pretended():
+        cells = codec.Cells(codec.build())
+        moved = cells.to(torch.device("cuda:0"))
+        assert all(tensor.is_cuda for tensor in vars(moved).values())
+        assert not any(tensor.is_cuda for tensor in vars(cells).values())
+
+
 def test_workers_beside_each_other_go_on_from_the_mean_of_their_weights(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +149,30 @@ def test_batches_are_the_same_however_many_processes_draw_them() -> None:
     with Ahead(CropDrawer(2), 0, 40) as here, Ahead(CropDrawer(2), 2, 40) as ahead:
         for _ in range(3):
             assert torch.equal(here.next(), ahead.next())
+
+
+class News:
+    def __init__(self) -> None:
+        self.read_by: set[threading.Thread] = set()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        self.read_by.add(threading.current_thread())
+        return dict, ()
+
+
+def test_drawers_are_told_what_held_when_they_were_asked() -> None:
+    news = News()
+    with Ahead(CropDrawer(2), 1, 40) as ahead:
+        ahead.next(news)
+    assert news.read_by == {threading.current_thread()}, "read later, it may be half changed"
+
+
+def test_products_are_in_bfloat16_on_the_card_too() -> None:
+    with pretended():
+        device = torch.device("cuda:0")
+        with in_bfloat16(device):
+            made = nn.Linear(4, 4).to(device)(torch.ones(1, 4, device=device))
+        assert made.dtype == torch.bfloat16
 
 
 def film_loss(device: torch.device) -> tuple[nn.Module, torch.Tensor]:
