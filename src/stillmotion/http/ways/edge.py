@@ -157,6 +157,7 @@ class LastResort:
         try:
             await self.app(scope, receive, watched)
         except Exception:
+            # The last resort: what nobody foresaw costs this call its answer, and no other anything.
             if scope["type"] != "http" or began:
                 raise
             request_id = str(uuid.uuid4())
