@@ -201,6 +201,17 @@ def test_a_scheduler_that_adds_noise_in_every_step_takes_it_from_the_seed(
     assert not torch.equal(first, other)
 
 
+def test_what_takes_torch_s_own_random_numbers_takes_them_from_the_seed(folder: Path) -> None:
+    engine = Engine(profile("flux"), folder, "cpu")
+    taken: list[float] = []
+    encoder = engine.weights.first_frame.pipeline.text_encoder
+    encoder.register_forward_pre_hook(lambda *_: taken.append(float(torch.rand(()))))
+    for seed in (7, 8, 7):
+        drawn(engine, seed)
+    first, other, again = taken
+    assert first == again != other
+
+
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Path:
     """FLUX in shards, to be damaged."""
