@@ -152,14 +152,15 @@ class Bench:
         free(rig.device)
         warm = replace(self.job, steps=min(self.job.steps, WARM_STEPS))
         seconds, frames = medians(lambda: run(rig, self.job), self.rounds, lambda: run(rig, warm))
-        db = None
+        # Now: stock may yet have to be run to compare with.
+        peak, db = peak_gb(rig.device) - held, None
         if run is stock:
             self._theirs = frames
         elif not self.job.lcm:  # the few-step sampler is another one than stock's
             if self._theirs is None:  # its row was kept from an earlier run
                 self._theirs = stock(self.rig, self.job)[1]
             db = psnr(frames, self._theirs)
-        return Row(self.setting, self.title, name, seconds, self.work, peak_gb(rig.device) - held, db)
+        return Row(self.setting, self.title, name, seconds, self.work, peak, db)
 
 
 def line(row: Row) -> str:

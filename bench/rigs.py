@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,11 @@ class Rig:
     def picture(self) -> Image.Image:
         noise = np.random.default_rng(1).integers(0, 256, (self.size[1] // 16, self.size[0] // 16, 3))
         return Image.fromarray(noise.astype(np.uint8)).resize(self.size, Image.Resampling.BICUBIC)
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Made once: CUDA graphs are recorded of where the decoder's weights lie."""
+        return Codec(self.vae.float(), self.profile.codec, self.dtype)
 
     def now(self) -> float:
         if self.device.type == "cuda":
@@ -259,8 +265,7 @@ def stock(rig: Rig, job: Job) -> tuple[Seconds, Frames]:
 def ours(rig: Rig, job: Job, picture: Image.Image | None = None, seed: int = 1) -> tuple[Seconds, Frames]:
     """Our loop; encoding in float32, frames end as bytes."""
     torch.backends.cudnn.deterministic = True  # as the engine does
-    codec = Codec(rig.vae.float(), rig.profile.codec, rig.dtype)
-    numbers = rig.profile.samplers
+    codec, numbers = rig.codec, rig.profile.samplers
     if not job.guided:
         euler = replace(numbers.euler, guidance_min=1.0, guidance_max=1.0)
         numbers = replace(numbers, euler=euler)

@@ -134,7 +134,8 @@ def outside(run: Callable[..., Any]) -> Callable[..., Any]:
             made = run(*args, **kwargs)
         if isinstance(made, dict):
             return {name: faked(tensor) for name, tensor in made.items()}
-        for network in getattr(made, "components", {"": made}).values():
+        whole = made[0] if isinstance(made, tuple) else made
+        for network in getattr(whole, "components", {"": whole}).values():
             if isinstance(network, nn.Module):
                 faked_network(network)
         return made

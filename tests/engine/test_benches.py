@@ -169,6 +169,40 @@ def test_gpu_bench_that_is_cut_off_goes_on_with_the_next_row(
     assert len(results.read_text().splitlines()) == 5
 
 
+def test_the_decoder_s_weights_stay_where_a_cuda_graph_has_recorded_them() -> None:
+    rig = rigs.build("tiny", torch.device("cpu"), torch.bfloat16, chunk=2)
+    places: list[list[int]] = []
+    for _ in range(2):
+        rigs.ours(rig, gpu.TINY_JOBS[0])
+        places.append([weight.data_ptr() for weight in rig.vae.decoder.parameters()])
+    assert places[0] == places[1]
+
+
+def test_a_row_s_peak_is_read_before_stock_runs_once_more_to_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    run = gpu.stock
+
+    def stock(rig: rigs.Rig, job: rigs.Job) -> tuple[rigs.Seconds, rigs.Frames]:
+        told.append("stock")
+        return run(rig, job)
+
+    def peak_gb(device: torch.device) -> float:
+        told.append("peak")
+        return 1.0
+
+    monkeypatch.setattr(gpu, "stock", stock)
+    monkeypatch.setattr(gpu, "peak_gb", peak_gb)
+    kept = Row("here", "HQ, 64x32, 2 steps", "stock diffusers", dict.fromkeys(rigs.STAGES, 1.0), {})
+    results = tmp_path / "rows.jsonl"
+    results.write_text(json.dumps(asdict(kept)) + "\n")
+    rig = rigs.build("tiny", torch.device("cpu"), torch.float32, chunk=2)
+    bench = gpu.Bench(rig, gpu.TINY_JOBS[1], 1, Rows("here", results), "here", full=False)
+    assert bench.run([gpu.DEFAULT])
+    assert told == ["peak", "stock"]
+
+
 def test_a_row_that_cannot_be_measured_says_why_and_the_others_are(tmp_path: Path) -> None:
     kept = Rows("here", tmp_path / "rows.jsonl")
 

@@ -82,6 +82,25 @@ def test_a_compiled_film_has_the_bytes_of_an_uncompiled_one_and_compiles_nothing
     assert graphs() == before
 
 
+def test_a_film_of_several_threads_compiles_nothing_more(
+    kl_folder: Path, profile: Profile, tmp_path: Path, assign: Assign
+) -> None:
+    threads, folder = torch.get_num_threads(), tmp_path / "cache"
+    try:
+        engine = Engine(
+            replace(profile, threads=3, native_sizes=((64, 64),)),
+            kl_folder,
+            "cpu",
+            Compilation("default", folder, "eager"),
+        )
+        before, notebook = graphs(), Notebook()
+        engine.make(assign(width=64, height=64), notebook)
+    finally:
+        torch.set_num_threads(threads)
+    assert graphs() == before
+    assert not any("compiled" in line for _, line in notebook.lines)
+
+
 def test_odd_sides_and_first_frames_in_latents_are_compiled_too(
     cells_engine: Engine, cells_folder: Path, tmp_path: Path, assign: Assign
 ) -> None:

@@ -1,4 +1,5 @@
 import errno
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,6 +266,15 @@ def test_weights_of_another_shape_are_refused_by_name(
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(WeightsMissing, match="cannot be read as safetensors"):
         Engine(profile, broken, "cpu")
+
+
+def test_an_image_encoder_with_a_tensor_less_is_missing_weights(cells_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(cells_folder, tmp_path / "broken")
+    file = tmp_path / "broken" / "image_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensors[name] for name in list(tensors)[1:]}, file, metadata={"format": "pt"})
+    with pytest.raises(WeightsMissing, match="image_encoder lacks 1 tensors"):
+        Engine(parse_profile(tiny.CELLS_PROFILE, Path("x.toml")), tmp_path / "broken", "cpu")
 
 
 def test_a_device_that_is_not_there_is_refused(cells_folder: Path) -> None:

@@ -127,6 +127,25 @@ def test_frames_that_overflow_half_precision_are_decoded_in_float32(kl_engine: E
     assert {weight.dtype for weight in half.vae.decoder.parameters()} == {torch.float16}
 
 
+def test_a_decoder_that_cannot_be_widened_keeps_its_number_format(
+    kl_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = Codec(copy.deepcopy(kl_engine.weights.codec.vae), kl_engine.profile.codec, torch.float16)
+    last, tries = codec.vae.decoder.time_conv_out, list[int]()
+    convert = last._apply
+
+    def fill(*asked: Any) -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return convert(*asked)
+
+    monkeypatch.setattr(last, "_apply", fill)
+    with pytest.raises(torch.OutOfMemoryError):
+        codec.decode_in_float32(torch.zeros(1, 4, 4, 8))
+    assert {weight.dtype for weight in codec.vae.decoder.parameters()} == {torch.float16}
+
+
 @pytest.mark.parametrize("value", [float("nan"), 3e38])
 def test_decoding_refuses_what_is_or_becomes_no_number(kl_engine: Engine, value: float) -> None:
     from stillmotion.errors import InputRefused

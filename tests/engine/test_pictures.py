@@ -86,6 +86,13 @@ def test_a_disc_stays_a_disc_in_the_middle_of_the_film(
     assert middle == pytest.approx((size[0] / 2, size[1] / 2), abs=2)
 
 
+@pytest.mark.parametrize(
+    ("given", "size"), [((450, 350), (896, 640)), ((350, 450), (640, 896)), ((1019, 843), (896, 640))]
+)
+def test_a_side_that_rounds_past_its_edge_is_cut_at_the_edge(given: Size, size: Size) -> None:
+    assert cover(Image.new("RGB", given), size).shape == (1, 3, *size[::-1])
+
+
 def test_frames_of_the_film_size_are_handed_out_as_they_are() -> None:
     frames = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8)
     assert (cut_bytes(frames, (128, 96)) == frames.permute(0, 2, 3, 1).numpy()).all()

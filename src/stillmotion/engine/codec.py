@@ -65,8 +65,8 @@ class Codec:
 
     def decode_in_float32(self, latents: Tensor) -> Tensor:
         """Decode as `decode` does, at twice the memory, what overflows half precision."""
-        self.vae.decoder.float()
         try:
+            self.vae.decoder.float()
             return self._decode(latents, torch.float32)
         finally:
             self.vae.decoder.to(self.dtype)

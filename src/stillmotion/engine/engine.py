@@ -290,8 +290,12 @@ class Engine:
 
     @contextmanager
     def _core_for_h264(self) -> Generator[None]:
-        """Decode with a thread less: where all cores decode, the encoder beside them waits."""
-        torch.set_num_threads(max(1, self.profile.threads - 1))
+        """Decode with a thread less: where all cores decode, the encoder beside them waits.
+
+        Not what is compiled: for another number of threads torch compiles anew.
+        """
+        threads = self.profile.threads
+        torch.set_num_threads(threads if self._compiled else max(1, threads - 1))
         try:
             yield
         finally:

@@ -54,11 +54,19 @@ def load_tower(kind: Any, folder: Path, *, device: torch.device, dtype: torch.dt
     """Load a transformers model from its folder."""
     weights_file(folder, "model", variant)
     try:
-        tower = kind.from_pretrained(
-            folder, local_files_only=True, dtype=dtype, variant=variant or None, use_safetensors=True
+        tower, told = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            dtype=dtype,
+            variant=variant or None,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except (OSError, SafetensorError, RuntimeError) as error:
         raise WeightsMissing(f"{folder} cannot be loaded: {error}. Fetch it again.") from error
+    # transformers gives what a file lacks random numbers, and says so in a log that is off.
+    if absent := sorted(told["missing_keys"]):
+        raise WeightsMissing(f"{folder} lacks {len(absent)} tensors, {absent[0]} among them. Fetch it again.")
     return tower.eval().requires_grad_(False).to(device)
 
 

@@ -47,7 +47,8 @@ def cover(picture: Image.Image, size: Size) -> Tensor:
     width, height = picture.size
     scale = min(width / size[0], height / size[1])
     across, down = size[0] * scale, size[1] * scale
-    left, top = (width - across) / 2, (height - down) / 2
+    # Rounding can put an edge a hair outside of the picture, which Pillow refuses.
+    left, top = max(0.0, (width - across) / 2), max(0.0, (height - down) / 2)
     if (width, height) != size or (across, down) != (width, height):
         box = (left, top, left + across, top + down)
         picture = picture.resize(size, Image.Resampling.LANCZOS, box=box)
