@@ -43,7 +43,7 @@ async def test_f12_a_disk_that_fills_under_a_film_is_told_and_the_next_film_is_m
     async with open_house(sqlite_store, tmp_path) as house:
         first, full = await house.submit("steps=50 pause=0.02"), await house.submit()
         # Every write to it is refused with ENOSPC, as by a disk that is full.
-        folder = tmp_path / "scratch" / full.id / "1"
+        folder = tmp_path / "scratch" / f"{full.id}-1"
         folder.mkdir(parents=True)
         (folder / "film.mp4.part").symlink_to("/dev/full")
         assert (await house.ended(first)).outcome is Outcome.OK

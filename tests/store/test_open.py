@@ -2,11 +2,14 @@
 
 import hashlib
 import shutil
+import socket
 import sqlite3
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -15,9 +18,9 @@ from sqlalchemy import Connection, create_engine, inspect, make_url, text
 
 from stillmotion.errors import DataRefused, UserError
 from stillmotion.keys import check_key
-from stillmotion.store import logs, migrate, queue
+from stillmotion.store import databases, logs, migrate, queue
 from stillmotion.store.migrate import bring_up_to_date
-from stillmotion.store.open import Store, open_store
+from stillmotion.store.open import Store, open_store, server_version
 from stillmotion.store.tables import metadata
 from stillmotion.types import Caller, State
 from tests.store.asks import NOW, OK, ask, claimed, finish, read, submit
@@ -203,10 +206,39 @@ def test_unusable_urls_say_what_to_do(tmp_path: Path) -> None:
         open_store("not a url")
     with pytest.raises(DataRefused, match="mysql is no database this server speaks to"):
         open_store("mysql://me@host/films")
+    with pytest.raises(DataRefused, match=r"port is no number; .* @ is written %40") as refused:
+        open_store("postgresql+psycopg://films:s3@cr:et@db/films")
+    assert "et@db" not in str(refused.value)
     with pytest.raises(DataRefused, match="cannot be opened"):
         open_store(f"sqlite:///{tmp_path / 'missing' / 'stillmotion.db'}")
     with pytest.raises(DataRefused, match="cannot be opened"):
         open_store(f"postgresql+psycopg://nobody@/nothing?host={tmp_path}")
+
+
+def test_a_postgresql_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(databases, "CONNECT_S", 2)  # libpq's least
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql+psycopg://nobody@127.0.0.1:{silent.getsockname()[1]}/films"
+        for ask_it in (open_store, server_version):
+            began = time.monotonic()
+            with pytest.raises(DataRefused, match=r"cannot be opened: .*timeout"):
+                ask_it(url)
+            assert time.monotonic() - began < 10
+
+
+def test_a_postgresql_that_vanishes_is_noticed_and_its_url_may_say_when(postgres_url: str) -> None:
+    url = make_url(postgres_url).update_query_dict({"keepalives_idle": "7"})
+    store = open_store(url.render_as_string(hide_password=False))
+
+    def told(conn: Connection) -> dict[str, str]:
+        connection: Any = conn.connection.driver_connection
+        return connection.info.get_parameters()
+
+    for run in (store.write_now, store.read_now):
+        bounds = run(told)
+        assert (bounds["connect_timeout"], bounds["tcp_user_timeout"]) == ("5", "10000")
+        assert [bounds[f"keepalives_{name}"] for name in ("idle", "interval", "count")] == ["7", "2", "3"]
+    store.close_now()
 
 
 def test_sqlite_connections_keep_the_promised_modes(sqlite_url: str) -> None:

@@ -145,8 +145,11 @@ def test_redelivery_starts_over_with_the_same_body(store: Store) -> None:
 
     assert again(), "also while one is under way"
     assert not succeed(store, claim)
+    before = claim
     (claim,) = due(store, ENDED + 9)
     assert (claim.tries, claim.body) == (1, b"body")
+    assert not succeed(store, before), "what was asked for again is not what was under way"
+    assert not fail(store, before, None)
     assert fail(store, claim, None)
     assert again()
     (claim,) = due(store, ENDED + 9)

@@ -4,7 +4,7 @@ from stillmotion.keys import list_keys
 from stillmotion.store import queue
 from stillmotion.store.logs import append_logs, read_logs
 from stillmotion.store.open import Store
-from stillmotion.store.position import queue_position
+from stillmotion.store.position import queue_position, waiting_elsewhere
 from stillmotion.store.tables import outbox
 from stillmotion.types import (
     CancelAnswer,
@@ -83,8 +83,14 @@ def test_low_priority_waits_an_hour_behind_and_no_longer(store: Store) -> None:
 def test_each_profile_has_its_own_queue(store: Store) -> None:
     other = submit(store, ask(profile="svd"))
     assert claim(store) is None
+
+    def elsewhere(profile: str) -> dict[str, int]:
+        return store.read_now(lambda conn: waiting_elsewhere(conn, profile))
+
+    assert [elsewhere(profile) for profile in ("pocket", "svd")] == [{"svd": 1}, {}]
     found = claim(store, profile="svd")
     assert found is not None and found.id == other.id
+    assert elsewhere("pocket") == {}
 
 
 def test_position_counts_the_waiting_ahead(store: Store) -> None:

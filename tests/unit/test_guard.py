@@ -42,6 +42,7 @@ def test_address_is_public(address: str) -> None:
         "http://host/a b", "http://host/a\\b", "http://host/\u2028", "http://host/\u00a0",
         "http://host:99999/", "http://host:0/", "http://host:x/", "http://[::1", "http://[fe80::1%25eth0]/", "http://１２７.0.0.1/",
         "http://host\u3000/", "http://host\u00a0/", "http://" + "a" * 9000, "http://%31%32%37.0.0.1/",
+        "http://host/" + "ü" * 2000,
     ],
 )  # fmt: skip
 def test_url_of_another_form_is_refused(url: str) -> None:

@@ -1,22 +1,28 @@
 """A worker works under leases: it keeps them, and drops what it could not keep."""
 
+import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Engine, event, select
+from sqlalchemy.exc import OperationalError
 
 from stillmotion.clock import SystemClock
 from stillmotion.store import databases, queue
 from stillmotion.store.open import Store, open_store
 from stillmotion.store.tables import request as requests
 from stillmotion.types import Outcome, State
+from stillmotion.work.attempts import Attempt
+from stillmotion.work.runners import Notes, Runner
 from tests.commits import lost_answer
-from tests.worker.house import open_house
+from tests.worker.house import open_house, png
 
 pytestmark = pytest.mark.anyio
 
@@ -53,6 +59,24 @@ async def test_work_whose_lease_cannot_be_renewed_is_dropped_before_it_lapses(
         row = await house.ended(request)
         assert (row.outcome, row.crashes) == (Outcome.OK, 0)
         assert len(await house.films()) == 1
+
+
+async def test_an_attempt_that_ends_clears_nothing_of_the_next_one(
+    sqlite_store: Store, tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    async with open_house(sqlite_store, tmp_path) as house:
+        request = await house.submit(LONG)
+        row = await house.at_step(request)
+        notes = Notes(house.clock, asyncio.Event())
+        newer = Attempt(
+            replace(row, attempt=2), Runner("cpu", lambda: None), notes, scratch, held_until=0, claimed=0
+        )
+        # Given back, it may begin on another device before what the first one left is cleared.
+        newer.folder.mkdir(parents=True)
+        await house.cancel(request)
+        await house.ended(request)
+        await house.until(lambda: list(scratch.rglob("*")) == [newer.folder], "the first one's to be cleared")
 
 
 @pytest.fixture
@@ -93,6 +117,29 @@ async def test_a_film_whose_ending_was_kept_without_an_answer_stays(
             await house.until(lambda: "kept=" in caplog.text, "the attempt's end")
     assert lost == [request.id] and "ending not written" in caplog.text
     assert len(await house.films()) == len(house.film_bytes()) == 1
+
+
+async def test_a_picture_whose_record_cannot_be_read_is_tried_again_after_a_pause(
+    sqlite_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused_until: list[float] = []
+
+    def refuse(conn: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if "FROM file" in statement:
+            refused_until.append(time.monotonic() + 1.5)
+            if time.monotonic() < refused_until[0]:
+                raise OperationalError(statement, {}, Exception("too many clients"))
+
+    async with open_house(sqlite_store, tmp_path) as house:
+        picture = await house.upload(png((200, 30, 30)))
+        event.listen(Engine, "before_cursor_execute", refuse)
+        try:
+            row = await house.ended(await house.submit(picture=picture))
+        finally:
+            event.remove(Engine, "before_cursor_execute", refuse)
+        assert row.outcome is Outcome.OK
+        assert row.attempt <= 3
+    assert "its picture's record cannot be read" in caplog.text and "too many clients" in caplog.text
 
 
 async def test_an_idle_worker_is_ready_again_as_soon_as_its_database_is(

@@ -144,6 +144,9 @@ def parse_url(url: str) -> Target:
         port = parsed.port
     except (httpx.InvalidURL, ValueError) as error:
         raise AddressRefused("The URL cannot be read.") from error
+    # A webhook's is kept in this form, up to twelve times as long, and read here again at each try.
+    if len(str(parsed)) > MAX_URL_CHARS:
+        raise AddressRefused(f"The URL is longer than {MAX_URL_CHARS} characters when it is percent-encoded.")
     if parsed.scheme not in DEFAULT_PORTS:
         raise AddressRefused("The URL must start with http:// or https://.")
     if parsed.userinfo:

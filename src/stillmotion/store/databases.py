@@ -19,6 +19,10 @@ BUSY_TIMEOUT_S = 5.0
 #: How long PostgreSQL waits for the next statement of a transaction before it ends the session: a process
 #: that was stopped, or whose machine died, must not keep its rows locked against those who take over.
 IDLE_TRANSACTION_S = 10.0
+#: How long PostgreSQL's machine may be silent while a connection is made, and on one that is in use: one that
+#: vanished says no goodbye, and left to itself the system waits for it for a quarter of an hour, or for two.
+CONNECT_S = 5
+SILENCE_S = 10
 #: Reading connections, and threads that use them.
 READERS = 4
 #: For every engine: an error's text, which may reach the log, never holds prompts or digests.
@@ -29,7 +33,8 @@ def open_writer(url: URL) -> Engine:
     """Open the engine of the one writing connection."""
     if not is_sqlite(url):
         # The ping costs a round trip per batch and spares the first batch after a restart of the database.
-        engine = create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, **QUIET)
+        alone = {"connect_args": _patience(url), **QUIET}
+        engine = create_engine(url, pool_size=1, max_overflow=0, pool_pre_ping=True, **alone)
         event.listen(engine, "connect", _prepare_session)
         return engine
     path = sqlite_path(url)
@@ -50,7 +55,7 @@ def open_readers(url: URL) -> Engine:
     """Open the engine of the reading connections."""
     if not is_sqlite(url):
         # State, position and log lines of one answer belong together, so they share a snapshot.
-        snapshots = {"isolation_level": "REPEATABLE READ", **QUIET}
+        snapshots = {"isolation_level": "REPEATABLE READ", "connect_args": _patience(url), **QUIET}
         engine = create_engine(url, pool_size=READERS, max_overflow=0, pool_pre_ping=True, **snapshots)
         event.listen(engine, "connect", _prepare_session)
         return engine.execution_options(postgresql_readonly=True)
@@ -85,6 +90,19 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
         # The pool hands a connection to one thread at a time.
         check_same_thread=False,
     )
+
+
+def _patience(url: URL) -> dict[str, int]:
+    """Say in libpq's words how long a silent machine is waited for; what the URL says of it comes first."""
+    bounds = {
+        "connect_timeout": CONNECT_S,
+        "tcp_user_timeout": SILENCE_S * 1000,
+        # While an answer is awaited nothing is sent, and only probes notice.
+        "keepalives_idle": SILENCE_S // 2,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+    }
+    return {name: bound for name, bound in bounds.items() if name not in url.query}
 
 
 def _prepare_session(connection: DBAPIConnection, record: object) -> None:

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import URL, Connection, create_engine, make_url, text
+from sqlalchemy import URL, Connection, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from stillmotion.clock import Clock, SystemClock
@@ -105,7 +105,7 @@ def open_store(url: str, clock: Clock | None = None) -> Store:
 def server_version(url: str) -> str:
     """Ask a PostgreSQL server for its version and change nothing; raises DataRefused with what to do."""
     with _refusals():
-        engine = create_engine(_parse(url))
+        engine = open_writer(_parse(url))
         with engine.connect() as conn:
             version = str(conn.scalar(text("SHOW server_version")))
         engine.dispose()
@@ -113,7 +113,13 @@ def server_version(url: str) -> str:
 
 
 def _parse(url: str) -> URL:
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ValueError:
+        # Its text quotes what it took for the port, which may be half a password.
+        raise ArgumentError(
+            "its port is no number; in a user name or password @ is written %40, : is %3A and / is %2F"
+        ) from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise ArgumentError(f"{parsed.get_backend_name()} is no database this server speaks to")
     return parsed

@@ -1,8 +1,8 @@
 """Webhook deliveries: a row per request that asked for one, written with the request's ending.
 
 A delivery is claimed under a lease, so one whose sender died between the POST and its mark is sent again.
-`tries` grows with each claim and fences: only the newest try may mark the row. The body is frozen by the
-first try. A row rests when delivered or parked; `redeliver` brings either back.
+`tries` and the lease fence: only the newest try may mark the row, and none from before a `redeliver`. The
+body is frozen by the first try. A row rests when delivered or parked; `redeliver` brings either back.
 """
 
 from collections import Counter
@@ -156,6 +156,7 @@ def _newest(delivery: Delivery) -> tuple[ColumnElement[bool], ...]:
     return (
         outbox.c.request_id == delivery.request_id,
         outbox.c.tries == delivery.tries,
+        outbox.c.lease_until == delivery.lease_until,
         outbox.c.delivered.is_(None),
     )
 

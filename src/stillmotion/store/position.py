@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, func, select, text
 
 from stillmotion.store import marks
+from stillmotion.store.tables import IS_WAITING, request
 from stillmotion.types import Request, State
 
 #: Waiting requests at the head that a mark must leave behind to be counted from: what a runner gives back
@@ -52,6 +53,17 @@ def queue_position(conn: Connection, waiting: Request) -> int:
 def queue_length(conn: Connection, profile: str) -> int:
     """Count all that wait in a queue: exact while it is short, by its marks where it is deep."""
     return _count_ahead(conn, profile, _END).ahead
+
+
+def waiting_elsewhere(conn: Connection, profile: str) -> dict[str, int]:
+    """Count by profile what waits in the queues of others: nobody who runs this one will claim it."""
+    rows = conn.execute(
+        select(request.c.profile, func.count())
+        .where(IS_WAITING, request.c.profile != profile)
+        .group_by(request.c.profile)
+        .order_by(request.c.profile)
+    )
+    return {other: waiting for other, waiting in rows}
 
 
 def _count_ahead(conn: Connection, profile: str, ord: int) -> Row[Any]:

@@ -144,7 +144,7 @@ outbox = Table(
     Column("url", Text, nullable=False),
     Column("created", Float(53), nullable=False),
     Column("due", Float(53), nullable=False),
-    #: Deliveries begun; grows with each claim, so it fences like `request.attempt`.
+    #: Deliveries begun since it was announced or asked for again; with the lease it fences.
     Column("tries", Integer, nullable=False, server_default=text("0")),
     Column("last_error", Text),
     Column("delivered", Float(53)),

@@ -65,7 +65,8 @@ class Attempt:
     ) -> None:
         self.request = request
         self.key = (request.id, request.attempt)
-        self.folder = scratch / request.id / str(request.attempt)
+        # No part of it is another attempt's: the next one may begin elsewhere before this one is cleared.
+        self.folder = scratch / f"{request.id}-{request.attempt}"
         self.runner = runner
         self.notes = notes
         #: Steady second by which the lease must be renewed, else the work is dropped.

@@ -222,7 +222,7 @@ class Worker:
             await self._settle(attempt, reply)
         finally:
             self._attempts.pop(attempt.key, None)
-            await asyncio.to_thread(shutil.rmtree, self._scratch / request.id, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, attempt.folder, ignore_errors=True)
             lane.attempts.remove(attempt)
             lane.hint()
         self._wakeup.notify("queue")
@@ -238,6 +238,8 @@ class Worker:
             return refused.failure
         except StoreUnavailable as error:
             log.warning("%s is given back, its picture's record cannot be read: %s", request_id, error)
+            # Back at its place it is the next to be claimed.
+            await happens(self._ending, LOOK_S)
         except (OSError, Unprepared) as error:
             log.error("%s cannot be prepared: %s", request_id, error, exc_info=error.__cause__)
             return _broken(error)
