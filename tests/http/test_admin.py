@@ -1,10 +1,14 @@
 """The operator's routes, and the scope they ask for."""
 
+from pathlib import Path
+
 import pytest
 
 from stillmotion import keys
 from stillmotion.store import outbox
+from stillmotion.store.open import Store
 from tests.http.house import ROCKET, TEXT, House
+from tests.manual_clock import ManualClock
 
 pytestmark = pytest.mark.anyio
 
@@ -48,3 +52,12 @@ async def test_an_admin_key_does_what_a_client_does_and_lists_and_redelivers_web
         assert len((await client.get("/admin/webhooks")).json()["webhooks"]) == 1
         unknown = await client.post("/admin/webhooks/nobody/redeliver")
         assert (unknown.status_code, unknown.json()) == (404, {"status": "NOT_FOUND"})
+
+
+async def test_what_is_no_id_is_an_unknown_one_on_both_databases(
+    store: Store, clock: ManualClock, tmp_path: Path
+) -> None:
+    house = House(store, clock, tmp_path)
+    async with house.client(admin_key(house)) as client:
+        unknown = await client.post("/admin/webhooks/a%00b/redeliver")
+    assert (unknown.status_code, unknown.json()) == (404, {"status": "NOT_FOUND"})

@@ -70,6 +70,10 @@ async def test_forwarded_headers_count_from_trusted_proxies_only(house: House) -
     assert await submitted_by(house, BASE, f"/{TEXT}", **mapped) == "https://queue.fal.run"
     async with house.client() as client:
         assert (await client.get("/healthz", headers={"X-Forwarded-Proto": "gopher"})).status_code == 400
+        # HAProxy leaves the caller's own line and adds another behind it.
+        lines = [("X-Forwarded-Host", "evil.example"), *forwarded.items()]
+        answer = await client.post(f"/queue/{TEXT}", json=ROCKET, headers=lines)
+        assert answer.json()["status_url"].startswith("https://films.example/queue")
     async with house.client(peer="10.0.0.9") as client:
         answer = await client.post(f"/queue/{TEXT}", json=ROCKET, headers=forwarded)
     assert answer.json()["status_url"].startswith(BASE)

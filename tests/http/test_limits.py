@@ -71,6 +71,9 @@ async def test_a_submit_that_was_kept_without_an_answer_keeps_its_picture_for_th
     with lost_answer(select(requests.c.id)) as kept:
         unanswered = await submit(house, "a-1", {"image_url": GIF}, HQ)
     assert (unanswered.status_code, unanswered.headers["x-fal-retryable"]) == (503, "true")
+    # It was kept, so the answer may not say that it was not.
+    assert "nothing of it was kept" not in unanswered.json()["detail"]
+    assert "Idempotency-Key" in unanswered.json()["detail"]
     again = await submit(house, "a-1", {"image_url": GIF}, HQ)
     assert again.json()["request_id"] == kept[0]
     picture = house.picture_of(house.row(kept[0]))

@@ -97,7 +97,7 @@ async def test_run_answers_422_at_once_and_keeps_nothing(house: House) -> None:
     assert house.claim() is None
 
 
-async def raw_run(house: House, left: asyncio.Event) -> list[dict[str, Any]]:
+async def raw_run(house: House, left: asyncio.Event, suffix: str = "") -> list[dict[str, Any]]:
     """Call the app as a server would, with a client that leaves when `left` is set."""
     body = [{"type": "http.request", "body": b'{"prompt": "a boat"}', "more_body": False}]
     sent: list[dict[str, Any]] = []
@@ -114,7 +114,7 @@ async def raw_run(house: House, left: asyncio.Event) -> list[dict[str, Any]]:
     scope = {
         "type": "http",
         "method": "POST",
-        "path": f"/run/{TEXT}",
+        "path": f"/run/{TEXT}{suffix}",
         "query_string": b"",
         "headers": [(b"host", b"localhost"), (b"authorization", f"Key {house.key}".encode())],
         "scheme": "http",
@@ -133,6 +133,31 @@ async def test_a_client_that_leaves_while_its_request_waits_cancels_it(house: Ho
         left.set()
         sent = await calling
     assert sent[0]["status"] == 499
+    assert house.claim() is None
+
+
+@pytest.mark.parametrize("suffix", ["", "/stream"])
+async def test_a_client_that_leaves_while_nothing_can_be_written_is_not_forgotten(
+    house: House, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    write = house.store.write
+    failures = 0
+
+    async def unsteady(operation: Callable[[Connection], Any]) -> Any:
+        nonlocal failures
+        if failures == 0 and operation.__qualname__.startswith("cancel_request"):
+            failures += 1
+            raise StoreUnavailable("locked")
+        return await write(operation)
+
+    monkeypatch.setattr(house.store, "write", unsteady)
+    left = asyncio.Event()
+    calling = asyncio.create_task(raw_run(house, left, suffix))
+    async with asyncio.timeout(DEADLINE_S):
+        await house.wakeup.wait("queue", DEADLINE_S)
+        left.set()
+        sent = await calling
+    assert (sent[0]["status"], failures) == (499, 1)
     assert house.claim() is None
 
 
@@ -163,25 +188,28 @@ async def test_an_ending_written_by_another_process_is_seen_without_a_hint(house
     assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("path", [f"/run/{TEXT}", f"/run/{TEXT}/stream"])
+@pytest.mark.parametrize("reader", ["Watch", "find_output"])
 async def test_a_read_that_fails_meanwhile_does_not_make_the_client_submit_again(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    house: House, monkeypatch: pytest.MonkeyPatch, reader: str, path: str
 ) -> None:
     read = house.store.read
     failures = 0
 
     async def unsteady(operation: Callable[[Connection], Any]) -> Any:
         nonlocal failures
-        if failures == 0 and operation.__qualname__.startswith("Watch"):
+        if failures == 0 and operation.__qualname__.startswith(reader):
             failures += 1
             raise StoreUnavailable("busy")
         return await read(operation)
 
     monkeypatch.setattr(house.store, "read", unsteady)
     async with house.client() as client:
-        calling = asyncio.create_task(client.post(f"/run/{TEXT}", json=ROCKET))
-        await house.finish(await claimed(house))
+        calling = asyncio.create_task(client.post(path, json=ROCKET))
+        film = await house.finish(await claimed(house))
         answer = await calling
     assert (answer.status_code, failures) == (200, 1)
+    assert f"/cdn/files/{film.id}/" in answer.text
 
 
 async def test_run_takes_get_and_post_only(house: House) -> None:

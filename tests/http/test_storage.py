@@ -62,6 +62,15 @@ async def test_trap_13_a_file_goes_up_without_a_key_and_comes_back_byte_equal(ho
     assert "x-fal-request-id" in got.headers
 
 
+async def test_what_a_browser_recorded_comes_back_with_its_type(house: House) -> None:
+    recorded = "video/webm;codecs=vp8,opus"
+    urls = await initiate(house, content_type=recorded, file_name="take.webm")
+    async with house.client(None) as client:
+        sent = await client.put(urls["upload_url"], content=HELLO, headers={"Content-Type": recorded})
+        assert sent.status_code == 200
+        assert (await client.get(urls["file_url"])).headers["content-type"] == recorded
+
+
 async def test_an_upload_url_works_once(house: House) -> None:
     urls = await initiate(house, content_type="text/plain", file_name="a.txt")
     assert (await put(house, urls["upload_url"])).status_code == 200

@@ -3,15 +3,17 @@
 import asyncio
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from stillmotion import keys
 from stillmotion.cli.housekeeping import drop_expired_files
+from stillmotion.errors import StoreUnavailable
 from stillmotion.http.storage import multipart
 from stillmotion.store.files import get_file
 from stillmotion.store.tables import upload_part
@@ -235,6 +237,26 @@ async def test_u03_an_abandoned_upload_goes_with_its_parts(upload: Upload, house
     assert await drop_expired_files(house.store, house.media, house.clock.now()) == 1
     assert stored(house) == []
     assert house.store.read_now(lambda conn: get_file(conn, upload.file_id)) is None
+    assert house.store.read_now(lambda conn: conn.scalar(select(func.count()).select_from(upload_part))) == 0
+
+
+async def test_a_file_that_is_whole_is_no_503_when_its_parts_cannot_be_removed(
+    upload: Upload, house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = house.store.write
+
+    async def unsteady(operation: Callable[[Connection], Any]) -> Any:
+        if operation.__qualname__.startswith("remove_parts"):
+            raise StoreUnavailable("disk full")
+        return await write(operation)
+
+    listed = await sent(upload)
+    monkeypatch.setattr(house.store, "write", unsteady)
+    assert (await upload.complete(*listed)).status_code == 200
+    assert (await upload.download()).content == b"".join(PIECES)
+    house.clock.advance(8 * 86_400)
+    monkeypatch.undo()
+    assert await drop_expired_files(house.store, house.media, house.clock.now()) == 1
     assert house.store.read_now(lambda conn: conn.scalar(select(func.count()).select_from(upload_part))) == 0
 
 

@@ -4,6 +4,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from stillmotion import ids
 from stillmotion.http import wire
 from stillmotion.http.answers import Json, Unknown
 from stillmotion.http.site import Site
@@ -34,6 +35,8 @@ class AdminRoutes:
     async def redeliver(self, call: HttpRequest) -> Response:
         await self.callers.identify_admin(call)
         request_id: str = call.path_params["request_id"]
+        if not ids.is_request_id(request_id):
+            raise Unknown
         now = self.site.clock.now()
         if not await self.site.store.write(lambda conn: outbox.redeliver(conn, request_id, now)):
             raise Unknown

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stillmotion.errors import (
+    CommitUnanswered,
     IdempotencyReused,
     InputRefused,
     LimitReached,
@@ -116,14 +117,13 @@ async def answer_idempotency(request: Request, error: Exception) -> Response:
 
 
 async def answer_store(request: Request, error: Exception) -> Response:
-    return failed(
-        Failure(
-            status=503,
-            kind="store_unavailable",
-            message="The database did not take the call and nothing of it was kept; try again shortly.",
-        ),
-        {"Retry-After": "1"},
-    )
+    message = "The database did not take the call and nothing of it was kept; try again shortly."
+    if isinstance(error, CommitUnanswered):
+        message = (
+            "The database went away before it said whether the call was kept: try again shortly. A submit "
+            "with an Idempotency-Key is kept once; one without may run twice."
+        )
+    return failed(Failure(status=503, kind="store_unavailable", message=message), {"Retry-After": "1"})
 
 
 async def answer_disk(request: Request, error: Exception) -> Response:

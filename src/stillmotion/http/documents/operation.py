@@ -20,7 +20,7 @@ _REFUSALS = {
     499: ("Cancelled, or the client left.", "Error"),
     500: ("The work failed.", "WorkFailed"),
     507: ("The server's disk takes nothing more.", "Error"),
-    503: ("The server cannot take the call now and kept nothing of it.", "Error"),
+    503: ("The server cannot take the call now; the text says whether it may have been kept.", "Error"),
     504: ("It did not start before the deadline of X-Fal-Request-Timeout.", "Error"),
 }
 #: How a call that makes a film may end besides with the film.

@@ -9,6 +9,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from stillmotion import ids
 from stillmotion.endpoints import ENDPOINTS, app_of
 from stillmotion.errors import StoreUnavailable
 from stillmotion.http import wire
@@ -30,7 +31,6 @@ log = logging.getLogger("stillmotion.http")
 
 #: The address of a request; one that comes to `submit` came by a method that its route does not take.
 _REQUEST = re.compile(r".+/requests/[^/]+(?:/status(?:/stream)?|/response|(?P<cancel>/cancel))?")
-_REQUEST_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class QueueRoutes:
@@ -106,7 +106,7 @@ def find_owned(conn: Connection, call: HttpRequest, caller: Caller) -> Request:
     """Read the request a call names; a stranger's and one of another app are as unknown as none."""
     request_id: str = call.path_params["request_id"]
     path: str = call.path_params["path"]
-    request = get(conn, request_id) if _REQUEST_ID.fullmatch(request_id) else None
+    request = get(conn, request_id) if ids.is_request_id(request_id) else None
     if request is None or request.key_id != caller.key_id:
         raise Unknown
     # By the app alone, as clients ask, or by a full id of that app.

@@ -1,16 +1,18 @@
 """The sync door: the answer is the output, and a client that leaves cancels its request."""
 
-from contextlib import closing
+import asyncio
+from contextlib import closing, suppress
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from stillmotion.errors import StoreUnavailable
 from stillmotion.http.answers import Refusal, wrong_method
 from stillmotion.http.requests.results import answer_result
 from stillmotion.http.requests.submit import accept, find_endpoint, query_input
-from stillmotion.http.requests.watch import Watch
+from stillmotion.http.requests.watch import POLL_S, Watch
 from stillmotion.http.site import Site
 from stillmotion.http.ways.body import read_json
 from stillmotion.http.ways.callers import Callers
@@ -35,11 +37,10 @@ class RunRoutes:
         with closing(Watch(self.site, call, request.id)) as watch:
             try:
                 done = await watch.until(is_done)
+                return await watch.insist(lambda: answer_result(self.site, done))
             except Refusal:
-                # Nobody is left to hear of it.
-                await cancel_request(self.site, request.id)
+                await abandon(self.site, request.id)
                 raise
-        return await answer_result(self.site, done)
 
 
 async def read_input(call: HttpRequest, max_bytes: int) -> Any:
@@ -53,6 +54,20 @@ async def read_input(call: HttpRequest, max_bytes: int) -> Any:
 
 def is_done(request: Request) -> bool:
     return request.state is State.DONE
+
+
+async def abandon(site: Site, request_id: str) -> None:
+    """Cancel what nobody is left to hear of when the store takes it, or leave it to the next start."""
+    while True:
+        try:
+            await cancel_request(site, request_id)
+            return
+        except StoreUnavailable:
+            if site.stopping.is_set():
+                return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await site.stopping.wait()
 
 
 async def cancel_request(site: Site, request_id: str) -> CancelAnswer:

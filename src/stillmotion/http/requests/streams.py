@@ -20,7 +20,7 @@ from stillmotion.http import wire
 from stillmotion.http.answers import Instead, Refusal
 from stillmotion.http.requests.queue import find_owned, wants_logs
 from stillmotion.http.requests.results import answer_result, find_output
-from stillmotion.http.requests.run import METHODS, cancel_request, is_done, read_input
+from stillmotion.http.requests.run import METHODS, abandon, is_done, read_input
 from stillmotion.http.requests.submit import accept, find_endpoint
 from stillmotion.http.requests.watch import Look, Watch
 from stillmotion.http.site import Site
@@ -106,9 +106,8 @@ class StreamRoutes:
                 ended = True
             finally:
                 if not ended:
-                    # Nobody is left to hear of it.
-                    await cancel_request(self.site, request_id)
-        output = await find_output(self.site, done)
+                    await abandon(self.site, request_id)
+            output = await watch.insist(lambda: find_output(self.site, done))
         if isinstance(output, Failure):
             yield wire.event(wire.stream_error(output))
             raise Refusal(output.status, output.kind, output.message)

@@ -1,8 +1,9 @@
 """A call that stays open for one request: sync runs and streams wait here, on hints, not by polling."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import Connection
 from starlette.requests import Request as HttpRequest
@@ -14,6 +15,8 @@ from stillmotion.store.logs import read_logs
 from stillmotion.store.position import queue_position
 from stillmotion.store.queue import get
 from stillmotion.types import LogLine, Request
+
+T = TypeVar("T")
 
 #: Seconds between looks at the store while no hint comes; another process may have written it.
 POLL_S = 1.0
@@ -88,6 +91,15 @@ class Watch:
             if look is not None and reached(look.request):
                 return look.request
             await self.news()
+
+    async def insist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask again while the store cannot be read: nothing is to be made twice; raises as `news` does."""
+        while True:
+            try:
+                return await ask()
+            except StoreUnavailable:
+                await self.look()
+                await self.news()
 
     def close(self) -> None:
         for task in (self._hint, self._left, self._stopping):

@@ -7,6 +7,7 @@ upload token. A part sent again replaces the earlier try; complete may be asked 
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Annotated
 from weakref import WeakValueDictionary
 
@@ -16,6 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
+from stillmotion.errors import StoreUnavailable
 from stillmotion.http import wire
 from stillmotion.http.answers import BadInput, Json, Refusal
 from stillmotion.http.site import Site
@@ -134,7 +136,9 @@ class MultipartRoutes:
         async with self._joining.setdefault(record.id, asyncio.Lock()):
             joined = await self._join(record, asked.parts, max_bytes)
             if joined is not None and await self.uploads.complete(record, joined, counted=True):
-                await remove_parts(self.site.store, self.site.media, record.id)
+                # The file is whole, and a 503 would say that it is not; parts left over go with its record.
+                with suppress(StoreUnavailable):
+                    await remove_parts(self.site.store, self.site.media, record.id)
             elif not await self._is_complete(record):
                 raise _no_upload()
         return Json(wire.uploaded(door_of(call).bases, record))

@@ -31,7 +31,8 @@ UNTYPED = "application/octet-stream"
 PENDING_S = DAY_S
 
 _TOKEN = r"[A-Za-z0-9!#$&^_.+-]+"  # noqa: S105 - RFC 9110's word for a name, not a credential
-_MEDIA_TYPE = re.compile(rf'{_TOKEN}/{_TOKEN}([ \t]*;[ \t]*{_TOKEN}=({_TOKEN}|"[ !#-\[\]-~]*"))*')
+#: Values may hold commas, which RFC 9110 wants quoted: Chrome records `video/webm;codecs=vp8,opus`.
+_MEDIA_TYPE = re.compile(rf'{_TOKEN}/{_TOKEN}([ \t]*;[ \t]*{_TOKEN}=({_TOKEN}(,{_TOKEN})*|"[ !#-\[\]-~]*"))*')
 
 
 def _media_type(value: str) -> str:

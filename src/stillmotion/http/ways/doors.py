@@ -134,12 +134,11 @@ class Doors:
                 f"STILLMOTION_ALLOWED_HOSTS={name}.",
             )
         if _is_trusted(scope, self.proxies):
-            # The last value is the one our own proxy wrote.
-            host = headers.get("x-forwarded-host", host).rpartition(",")[2].strip()
-            scheme = headers.get("x-forwarded-proto", scheme).rpartition(",")[2].strip()
+            host = _forwarded(headers, "x-forwarded-host") or host
+            scheme = _forwarded(headers, "x-forwarded-proto") or scheme
             if scheme not in ("http", "https"):
                 raise Refusal(400, "bad_request", "X-Forwarded-Proto must be http or https")
-            caller = headers.get("x-forwarded-for", "").rpartition(",")[2].strip()
+            caller = _forwarded(headers, "x-forwarded-for")
             if caller:
                 scope = {**scope, "client": (caller, 0)}
         name, port = _split_host(host)
@@ -163,6 +162,11 @@ def _split_host(host: str) -> tuple[str, str]:
         raise Refusal(400, "bad_request", "The Host header is not a host name with an optional port")
     port = match["port"]
     return match["name"].lower().rstrip(".").strip("[]"), f":{port}" if port else ""
+
+
+def _forwarded(headers: Headers, name: str) -> str:
+    """Return the last value, which our own proxy wrote: behind the caller's in its line, or in one more."""
+    return ",".join(headers.getlist(name)).rpartition(",")[2].strip()
 
 
 def _is_trusted(scope: Scope, proxies: Sequence[IPv4Network | IPv6Network]) -> bool:
