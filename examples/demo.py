@@ -44,7 +44,7 @@ def main() -> None:
     print("\nLook at these:")
     for path in (turbo, quality, sheet):
         print(f"  {path}")
-    print("\nTo keep a server running: make serve, or .venv/bin/stillmotion serve")
+    print("\nTo keep a server running: .venv/bin/stillmotion serve --tls-port 8443 (README.md goes on there)")
 
 
 @contextmanager

@@ -37,9 +37,19 @@ def _check_networks(words: list[str]) -> list[str]:
     return words
 
 
+def _check_origins(words: list[str]) -> list[str]:
+    for word in words:
+        parts = urlsplit(word)
+        if word.lower() != "self" and (not parts.scheme or not parts.netloc or "*" in word):
+            raise ValueError("write self, or origins with their scheme such as https://app.example.org")
+    return words
+
+
 def _check_url(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    # Asking for a port that is no number raises.
+    usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    if not usable or parts.query or parts.fragment:
         raise ValueError("write it as https://films.example, with a path after it if there is one")
     return url
 
@@ -56,6 +66,7 @@ def _check_database(url: str) -> str:
 #: A comma-separated list in the environment.
 Words = Annotated[list[str], BeforeValidator(_split)]
 Networks = Annotated[Words, AfterValidator(_check_networks)]
+PageOrigins = Annotated[Words, AfterValidator(_check_origins)]
 HttpUrl = Annotated[str, AfterValidator(_check_url)]
 DatabaseUrl = Annotated[str, AfterValidator(_check_database)]
 CompileMode = Literal["off", "default", "max-autotune-no-cudagraphs", "reduce-overhead"]
@@ -109,7 +120,7 @@ class Settings(BaseModel):
     proxy_key: str | None = _setting(
         None, "key", "Key the proxy route lends to pages that send none; unset means each call needs its own."
     )
-    proxy_origins: Words = _setting(
+    proxy_origins: PageOrigins = _setting(
         ["self"], "origins", "Origins of pages that may borrow the proxy key; self is this server's own."
     )
 
@@ -173,6 +184,13 @@ class Settings(BaseModel):
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'stillmotion.db'}"
 
 
+def without_password(text: str) -> str:
+    """Hide the password of a database URL: what is told of settings lands in logs and bug reports."""
+    # To the last @: a password may hold one, and whatever else ends a part of a URL.
+    text = re.sub(r"(://[^:/@]*):.*@", r"\1:***@", text)
+    return re.sub(r"(\bpassword=)[^&']*", r"\1***", text)
+
+
 def shell_environment() -> dict[str, str]:
     """Return all that is set for this program, to hand it on, changed, to another."""
     return dict(os.environ)
@@ -207,10 +225,8 @@ def load_settings(flags: Mapping[str, Any], environ: Mapping[str, str] = os.envi
     except ValidationError as error:
         first = error.errors()[0]
         name, problem = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
-        # The line lands in logs: a database URL may hold a password.
-        value = re.sub(r":[^:@/]*@", ":***@", repr(chosen.get(name)))
         raise UserError(
-            f"Setting {PREFIX}{name.upper()} is {value}: {problem}. "
+            f"Setting {PREFIX}{name.upper()} is {without_password(repr(chosen.get(name)))}: {problem}. "
             "Run `stillmotion settings` for what each setting means."
         ) from error
 

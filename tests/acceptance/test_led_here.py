@@ -21,7 +21,7 @@ def led(server: Server, *words: str, env: dict[str, str] | None = None) -> subpr
 
 
 def exports(server: Server, **env: str) -> tuple[dict[str, str], str]:
-    """Return what a shell knows after the printed lines, and the lines themselves."""
+    """Return what a shell knows after the printed lines, and all that was said."""
     done = run_cli("env", "--data-dir", str(server.data_dir), env=env)
     assert done.returncode == 0, done.stderr
     shell = subprocess.run(
@@ -30,7 +30,7 @@ def exports(server: Server, **env: str) -> tuple[dict[str, str], str]:
         text=True,
         check=True,
     )
-    return json.loads(shell.stdout), done.stdout
+    return json.loads(shell.stdout), done.stdout + done.stderr
 
 
 def test_env_leads_to_the_https_listener_and_names_what_it_leaves_out(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from stillmotion.cli.datadir import ADMIN_SOCKET, ANNOUNCEMENT
+from stillmotion.store.open import open_store
 from tests.acceptance.calls import (
     ENDPOINT,
     all_gone,
@@ -23,6 +24,7 @@ from tests.acceptance.calls import (
     wait_for,
 )
 from tests.server import TIMED_ENGINE, Server, ask_readiness, run_cli, wait_until
+from tests.store import asks
 
 #: Long enough to be met while it runs, short enough to wait for.
 SLOW = "steps=30 pause=0.1"
@@ -43,11 +45,19 @@ def test_server_makes_a_film_and_leaves_nothing_running(tmp_path: Path) -> None:
     assert "Traceback" not in server.output()
 
 
-def test_start_block_says_url_directory_profile_device_and_readiness(tmp_path: Path) -> None:
-    with Server(tmp_path / "data", engine=TIMED_ENGINE) as server:
+def test_start_block_says_url_directory_profile_device_readiness_and_what_waits_in_vain(
+    tmp_path: Path,
+) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    store = open_store(f"sqlite:///{data_dir / 'stillmotion.db'}")
+    asks.submit(store, asks.ask(profile="svd"))
+    store.close_now()
+    with Server(data_dir, engine=TIMED_ENGINE) as server:
         wait_until(lambda: "ready in" in server.output(), "the start block")
         block = server.output()
-    for fact in (server.log.stem, "URL", "profile  pocket", "device   cpu", "first-key"):
+    waits = "note     requests that wait for profile svd: 1."
+    for fact in (server.log.stem, "URL", "profile  pocket", "device   cpu", "first-key", waits):
         assert fact in block
 
 

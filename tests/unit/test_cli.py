@@ -51,7 +51,7 @@ def test_help_loads_neither_torch_nor_the_store() -> None:
 
 def test_settings_prints_json_with_origin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "STILLMOTION_LEASE_S", "33")
-    monkeypatch.setitem(os.environ, "STILLMOTION_DATABASE_URL", "postgresql+psycopg://me:hush@db/films")
+    monkeypatch.setitem(os.environ, "STILLMOTION_DATABASE_URL", "postgresql+psycopg://me:hu/sh@db/films")
     rows = {row["name"]: row for row in json.loads(CliRunner().invoke(app, ["settings", "--json"]).stdout)}
     assert rows["STILLMOTION_LEASE_S"]["source"] == "environment"
     assert rows["STILLMOTION_DATABASE_URL"]["value"] == "postgresql+psycopg://me:***@db/films"
@@ -75,6 +75,15 @@ def test_a_row_keeps_its_name_whole_on_a_narrow_terminal(
     assert [row.split()[0] for row in rows if row.startswith("STILLMOTION_")] == [
         PREFIX + name.upper() for name in Settings.model_fields
     ]
+
+
+@pytest.mark.parametrize("words", [["env"], ["models", "list"]])
+def test_a_data_directory_that_cannot_be_read_is_one_sentence(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "stillmotion", *words, "--data-dir", str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Not a directory. Run this as the user" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_lock_is_held_once_and_free_after_release(tmp_path: Path) -> None:
@@ -206,9 +215,13 @@ def test_backup_can_be_started_from(tmp_path: Path) -> None:
     perform(settings, "webhooks.rotate-key", {"data_dir": str(tmp_path / "data")})
     authority = ensure_certificates(tmp_path / "data", (), 1.7e9).ca.read_bytes()
     secret = load_secret(tmp_path / "data")
+    # Found, and gone when it is to be copied: its time is past.
+    expired = tmp_path / "data" / "media" / "films" / "z.mp4"
+    expired.parent.mkdir(parents=True)
+    expired.symlink_to(tmp_path / "nowhere")
     own = own_profile("svd", tmp_path / "data")
     for path in (own, *(tmp_path / "data" / "media" / name for name in ("films/a.mp4", f"{INCOMING}/b"))):
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"kept")
     backup(settings, tmp_path / "copy", media=True)
     (listed,) = perform(Settings(data_dir=tmp_path / "copy"), "keys.list", {})["keys"]
@@ -217,8 +230,9 @@ def test_backup_can_be_started_from(tmp_path: Path) -> None:
     signing = tmp_path / "copy" / "webhook-keys"
     assert (signing.read_bytes(), mode(signing)) == ((tmp_path / "data" / "webhook-keys").read_bytes(), 0o600)
     assert ensure_certificates(tmp_path / "copy", (), 1.7e9).ca.read_bytes() == authority
-    assert (tmp_path / "copy" / "media.txt").read_text() == "films/a.mp4\n"
-    assert (tmp_path / "copy" / "media" / "films" / "a.mp4").read_bytes() == b"kept"
+    assert (tmp_path / "copy" / "media.txt").read_text() == "films/a.mp4\nfilms/z.mp4\n"
+    (copied,) = (tmp_path / "copy" / "media" / "films").iterdir()
+    assert (copied.name, copied.read_bytes()) == ("a.mp4", b"kept")
     assert own_profile("svd", tmp_path / "copy").read_bytes() == b"kept"
     assert load_secret(tmp_path / "copy") == secret
     assert not (tmp_path / "copy" / "media" / INCOMING).exists()

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from stillmotion.cli.datadir import Announcement
-from stillmotion.cli.env import Lead
+from stillmotion.cli.datadir import Announcement, announce
+from stillmotion.cli.env import Lead, show
 from stillmotion.cli.run import check_node, led_here
 from stillmotion.errors import UserError
 from stillmotion.http.ways.doors import FAL_HOSTS
+from stillmotion.settings import Settings
 
 TOLD = Announcement(pid=1, http="http://127.0.0.1:8000", https=None, ca="ca.pem", admin="admin.sock")
 LEAD = Lead(TOLD, "id:secret", Path("/data/tls/ca.pem"), Path("/data/tls/bundle.pem"))
@@ -29,6 +30,18 @@ LOCAL = "localhost,127.0.0.1,::1"
 def test_no_entry_of_no_proxy_lets_a_fal_name_past(before: str, after: str) -> None:
     env = led_here(LEAD, {"NO_PROXY": before, "no_proxy": before})
     assert env["NO_PROXY"] == env["no_proxy"] == after
+
+
+def test_what_env_cannot_set_is_told_where_eval_does_not_swallow_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A terminal was shown the first key, so no file has it; and nothing listens for HTTPS.
+    announce(tmp_path, TOLD)
+    show(Settings(data_dir=tmp_path), {})
+    told = capsys.readouterr()
+    assert "export SSL_CERT_FILE=" in told.out
+    assert "export FAL_" not in told.out
+    assert "stillmotion keys create" in told.err and "--tls-port" in told.err
 
 
 def test_what_is_set_already_gives_way_and_the_rest_stays() -> None:

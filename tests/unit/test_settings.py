@@ -7,7 +7,7 @@ import pytest
 
 from checks.settings_page import PAGE, settings_page
 from stillmotion.errors import UserError
-from stillmotion.settings import PREFIX, Settings, describe_settings, load_settings
+from stillmotion.settings import PREFIX, Settings, describe_settings, load_settings, without_password
 
 
 def test_default_holds_when_nothing_is_given() -> None:
@@ -42,8 +42,13 @@ def test_empty_variable_unsets_an_optional_setting() -> None:
         ("MAX_CRASHES", "-1"),
         ("UPLOAD_DAYS", "1e9"),
         ("TRUSTED_PROXIES", "10.0.0.0/8,proxy"),
+        ("PROXY_ORIGINS", "self,app.example"),
+        ("PROXY_ORIGINS", "app.example:3000"),
+        ("PROXY_ORIGINS", "*"),
+        ("PROXY_ORIGINS", "https://*.example"),
         ("PUBLIC_URL", "films.example"),
         ("PUBLIC_URL", "https://films.example/?a=b"),
+        ("PUBLIC_URL", "https://films.example:port"),
         ("DATABASE_URL", "sqlite:////srv/films.db"),
         ("DATABASE_URL", "postgres://films@db/films"),
     ],
@@ -53,9 +58,15 @@ def test_wrong_value_is_refused_with_variable_and_value(name: str, text: str) ->
         load_settings({}, {f"STILLMOTION_{name}": text})
 
 
-def test_a_refused_database_url_is_told_without_its_password() -> None:
+@pytest.mark.parametrize("password", ["s3cret", "s3:ret", "s3/ret", "s3@ret", "s3#r?t"])
+def test_a_refused_database_url_is_told_without_its_password(password: str) -> None:
     with pytest.raises(UserError, match=re.escape("'mysql://films:***@db/films'")):
-        load_settings({}, {"STILLMOTION_DATABASE_URL": "mysql://films:s3cret@db/films"})
+        load_settings({}, {"STILLMOTION_DATABASE_URL": f"mysql://films:{password}@db/films"})
+
+
+def test_a_password_among_a_urls_parameters_is_hidden_too() -> None:
+    url = "postgresql+psycopg:///films?user=me&password=s3cret&host=db"
+    assert without_password(url) == url.replace("s3cret", "***")
 
 
 def test_variables_of_others_are_ignored() -> None:

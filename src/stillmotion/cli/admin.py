@@ -101,7 +101,10 @@ def back_up(store: Store, arguments: Arguments) -> Answer:
     try:
         store.backup(target)
     except (OSError, sqlite3.Error) as error:
-        raise UserError(f"The database cannot be copied to {target}: {error}.") from error
+        raise UserError(
+            f"The database cannot be copied to {target}: {error}. A running server writes this file itself: "
+            "choose a folder that its user, and its systemd unit if it has one, let it write to."
+        ) from error
     return {}
 
 
@@ -160,6 +163,8 @@ def _ask_server(data_dir: Path, lock: Lock, operation: str, arguments: Arguments
     import httpx
 
     path = data_dir.absolute() / ADMIN_SOCKET
+    # A large database takes as long to copy as its disk takes to write it.
+    timeout = httpx.Timeout(ANSWER_TIMEOUT_S, read=None if operation == "backup" else ANSWER_TIMEOUT_S)
     silent = (
         f"{lock.holder()} holds {data_dir} and does not answer on its admin socket. "
         "It may be starting: try again in a moment, or stop it."
@@ -170,7 +175,7 @@ def _ask_server(data_dir: Path, lock: Lock, operation: str, arguments: Arguments
         with (
             socket_address(path) as address,
             httpx.Client(
-                transport=httpx.HTTPTransport(uds=address), timeout=ANSWER_TIMEOUT_S, trust_env=False
+                transport=httpx.HTTPTransport(uds=address), timeout=timeout, trust_env=False
             ) as client,
         ):
             reply = client.post(f"http://admin/{operation}", content=json.dumps(arguments))

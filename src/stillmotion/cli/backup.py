@@ -4,7 +4,9 @@ The database first, then the media: a film published in between is in the copy o
 the copy of the database, which is harmless; the other order could lose one.
 """
 
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from stillmotion import signatures
@@ -39,15 +41,11 @@ def backup(settings: Settings, target: Path, media: bool) -> None:
         if (settings.data_dir / OWN).is_dir():
             shutil.copytree(settings.data_dir / OWN, target / OWN)
         source = settings.data_dir / "media"
-        files = sorted(
-            path.relative_to(source)
-            for path in source.rglob("*")
-            if path.is_file() and INCOMING not in path.parts
-        )
+        files = _media_files(source)
         (target / "media.txt").write_text("".join(f"{name}\n" for name in files))
-        if media and files:
-            # Transfers under way come and go while we copy.
-            shutil.copytree(source, target / "media", ignore=shutil.ignore_patterns(INCOMING))
+        if media:
+            for name in files:
+                _copy(source / name, target / "media" / name)
     except OSError as error:
         raise UserError(f"The backup in {target} is not whole: {error}. Remove it and try again.") from error
     print(f"Database and the names of {len(files)} media files are in {target}.")
@@ -55,3 +53,24 @@ def backup(settings: Settings, target: Path, media: bool) -> None:
         print(f"The files are in {target / 'media'}; start a server from this copy with --data-dir {target}.")
     else:
         print("The files themselves are not copied (--media does that).")
+
+
+def _media_files(source: Path) -> list[Path]:
+    """Name what lies in the media store, without transfers under way."""
+
+    def tell(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    found: list[Path] = []
+    for folder, folders, names in os.walk(source, onerror=tell, followlinks=True):
+        folders[:] = [name for name in folders if name != INCOMING]
+        found += [(Path(folder) / name).relative_to(source) for name in names]
+    return sorted(found)
+
+
+def _copy(file: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # A running server forgets files that expire while we copy; the copy of the database does the same.
+    with suppress(FileNotFoundError):
+        shutil.copy2(file, place)

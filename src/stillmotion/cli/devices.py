@@ -51,9 +51,19 @@ def cuda_devices() -> int:
     """Count the CUDA devices that the installed torch can use."""
     if not torch_has_cuda():
         return 0
-    counted = subprocess.run(
-        [sys.executable, "-c", _COUNT], capture_output=True, text=True, timeout=COUNT_TIMEOUT_S, check=False
-    )
+    try:
+        counted = subprocess.run(
+            [sys.executable, "-c", _COUNT],
+            capture_output=True,
+            text=True,
+            timeout=COUNT_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"The CUDA driver did not answer within {COUNT_TIMEOUT_S} s; see what `nvidia-smi` says, or run "
+            "without GPUs by `--devices cpu`."
+        ) from None
     return int(counted.stdout) if counted.returncode == 0 else 0
 
 

@@ -173,13 +173,16 @@ def free_gib(device: str) -> float | None:
     """Ask a CUDA device, in a process of its own, for its free memory; None for what has none to tell."""
     if device == "cpu":
         return None
-    asked = subprocess.run(
-        [sys.executable, "-c", _FREE, device],
-        capture_output=True,
-        text=True,
-        timeout=TORCH_TIMEOUT_S,
-        check=False,
-    )
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _FREE, device],
+            capture_output=True,
+            text=True,
+            timeout=TORCH_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None
     return int(asked.stdout) / GIB if asked.returncode == 0 else None
 
 

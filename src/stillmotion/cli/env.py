@@ -1,6 +1,7 @@
 """`stillmotion env`: the lines that lead fal's clients to a running server, and what they do not reach."""
 
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +75,13 @@ def show(settings: Settings, environ: Mapping[str, str]) -> None:
     lead = find_server(settings, environ)
     print(f'# Stillmotion at {lead.told.http}. In a shell: eval "$(stillmotion env)"')
     if lead.key is None:
-        print("# FAL_KEY is not known here; make one with: stillmotion keys create NAME")
+        tell_keyless()
     else:
         _export("FAL_KEY", lead.key)
     if lead.told.https is None:
-        print(
-            "# fal_client (Python) speaks HTTPS alone: for its hosts start the server with --tls-port 8443."
+        _tell(
+            "fal_client (Python) speaks HTTPS alone, and calls fal itself without its hosts; for them start "
+            "the server with --tls-port 8443."
         )
     else:
         netloc = urlsplit(lead.told.https).netloc
@@ -89,6 +91,18 @@ def show(settings: Settings, environ: Mapping[str, str]) -> None:
     _export("NODE_EXTRA_CA_CERTS", str(lead.ca))
     print(_LEFT)
     print(f"# {_address(lead.told)} {' '.join(FAL_HOSTS)}")
+
+
+def tell_keyless() -> None:
+    _tell(
+        "no key of this server is known here, so calls will be refused; set FAL_KEY to one made by "
+        "`stillmotion keys create NAME`."
+    )
+
+
+def _tell(text: str) -> None:
+    """Say it on stderr: of stdout `eval` shows nothing."""
+    print(f"stillmotion: {text}", file=sys.stderr)
 
 
 def _export(name: str, value: str) -> None:

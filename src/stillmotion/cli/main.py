@@ -381,3 +381,10 @@ def main() -> None:
     except StillmotionError as error:
         print(f"stillmotion: {error}", file=sys.stderr)
         sys.exit(1)
+    except (PermissionError, NotADirectoryError) as error:
+        print(
+            f"stillmotion: {error.filename}: {error.strerror}. Run this as the user whose data directory it "
+            "is, or choose another with --data-dir.",
+            file=sys.stderr,
+        )
+        sys.exit(1)

@@ -11,13 +11,15 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from stillmotion.cli.env import Lead, find_server
+from stillmotion.cli.env import Lead, find_server, tell_keyless
 from stillmotion.errors import UserError
 from stillmotion.http.ways.doors import FAL_HOSTS
 from stillmotion.settings import Settings
 
 #: Node reads HTTPS_PROXY from these on, the second for its older line.
 NODE_READS_PROXY = ((24, 0), (22, 21))
+#: Programs that start the Node of the PATH.
+_BY_NODE = ("npm", "npx", "pnpm", "pnpx", "yarn", "tsx")
 _HOSTS = ("FAL_RUN_HOST", "FAL_QUEUE_RUN_HOST")
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -26,13 +28,9 @@ def run(settings: Settings, command: list[str], environ: Mapping[str, str]) -> i
     """Become the command; returns the exit status shells give when it cannot be started."""
     lead = find_server(settings, environ)
     if lead.key is None:
-        print(
-            "stillmotion: no key of this server is known here, so calls will be refused; set FAL_KEY to one "
-            "made by `stillmotion keys create NAME`.",
-            file=sys.stderr,
-        )
+        tell_keyless()
     program = Path(command[0]).name
-    if program in ("node", "npm", "npx"):
+    if program == "node" or program in _BY_NODE:
         check_node(command[0] if program == "node" else "node")
     sys.stdout.flush()
     try:

@@ -50,6 +50,7 @@ from stillmotion.settings import Settings
 from stillmotion.signatures import SigningKeys
 from stillmotion.store import outbox
 from stillmotion.store.open import Store, open_store
+from stillmotion.store.position import waiting_elsewhere
 from stillmotion.store.queue import cancel_abandoned, requeue_running
 from stillmotion.tokens import TokenSigner
 from stillmotion.wakeup import Wakeup
@@ -151,6 +152,11 @@ async def _serve(settings: Settings, engine: str, began: float) -> int:
         print(f"  data     {settings.data_dir}")
         print(f"  profile  {profile.name} ({why})")
         print(f"  device   {', '.join(chosen)}")
+        for other, waiting in (await store.read(lambda conn: waiting_elsewhere(conn, profile.name))).items():
+            print(
+                f"  note     requests that wait for profile {other}: {waiting}. They keep their places, and "
+                f"their keys' limits count them, until a server runs with --profile {other}."
+            )
         await _tell_first_key(house)
         if not is_loopback(settings.host):
             print(f"  note     keys and films travel in clear text on {settings.host}: use --tls-port.")

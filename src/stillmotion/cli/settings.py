@@ -2,12 +2,11 @@
 
 import json
 from dataclasses import asdict, replace
-from urllib.parse import urlsplit, urlunsplit
 
 from rich.table import Table
 
 from stillmotion.cli.tables import print_table
-from stillmotion.settings import Origin, describe_settings, load_settings
+from stillmotion.settings import Origin, describe_settings, load_settings, without_password
 
 
 def show(as_json: bool) -> None:
@@ -26,8 +25,4 @@ def _without_secret(row: Origin) -> Origin:
     """Hide the password of a database URL and the secret of a key: this output lands in bug reports."""
     if row.unit == "key" and row.value:
         return replace(row, value=f"{row.value.partition(':')[0]}:***")
-    parts = urlsplit(row.value) if "://" in row.value else None
-    if parts is None or parts.password is None:
-        return row
-    hidden = parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@"))
-    return replace(row, value=urlunsplit(hidden))
+    return replace(row, value=without_password(row.value))
