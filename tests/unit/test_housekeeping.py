@@ -130,6 +130,25 @@ async def test_house_is_kept_again_and_again_and_a_failure_ends_nothing(
     await asyncio.wait({keeping})
 
 
+async def test_bytes_that_cannot_be_removed_keep_no_request(
+    sqlite_store: Store, tmp_path: Path, clock: ManualClock
+) -> None:
+    store, media = sqlite_store, open_media(tmp_path)
+    old = submit(store, ask()).id
+    assert finish(store, claimed(store))
+    store.write_now(lambda conn: files.add_file(conn, replace(record("uploads/f1", None), expires=NOW + 1)))
+    (tmp_path / "media" / "uploads" / "f1").mkdir(parents=True)
+    clock.advance(2 * DAY_S)
+    settings = Settings(data_dir=tmp_path, request_days=1)
+    keeping = asyncio.create_task(keep_house(settings, store, media, clock, threading.Event().set))
+    async with asyncio.timeout(30):
+        while store.read_now(lambda conn: queue.get(conn, old)) is not None:
+            assert not keeping.done()
+            await asyncio.sleep(0.01)
+    keeping.cancel()
+    await asyncio.wait({keeping})
+
+
 async def test_films_of_nobody_are_removed_when_no_database_would_keep_them_any_longer(
     store: Store, tmp_path: Path, clock: ManualClock
 ) -> None:

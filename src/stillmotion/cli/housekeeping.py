@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from stillmotion.clock import Clock
 from stillmotion.errors import DataRefused, StoreUnavailable
@@ -72,20 +72,27 @@ async def keep_house(
     """Do all of it now and every hour, and forget what is past its time every minute, until cancelled."""
     due = clock.monotonic()
     while True:
-        try:
-            now = clock.now()
-            files = await drop_expired_files(store, media, now)
-            if clock.monotonic() >= due:
-                due = clock.monotonic() + EVERY_S
-                files += await drop_unnamed_films(store, media)
-                # Bytes whose record may be in another database are left for as long as that would keep them.
-                for folder, days in (("uploads", settings.upload_days), ("films", settings.output_days)):
-                    files += await drop_unrecorded(store, media, folder, now - max(days, 1) * DAY_S)
-                await asyncio.to_thread(renew_certificate)
-            unstored_before = now - settings.unstored_result_s
-            requests = await drop_requests(store, now - settings.request_days * DAY_S, unstored_before)
-            if files or requests:
-                log.info("forgot files=%d requests=%d", files, requests)
-        except (StoreUnavailable, DataRefused, OSError) as error:
-            log.warning("housekeeping was cut short: %s", error)
+        now = clock.now()
+        files = await attempted(drop_expired_files(store, media, now))
+        if clock.monotonic() >= due:
+            due = clock.monotonic() + EVERY_S
+            files += await attempted(drop_unnamed_films(store, media))
+            # Bytes whose record may be in another database are left for as long as that would keep them.
+            for folder, days in (("uploads", settings.upload_days), ("films", settings.output_days)):
+                before = now - max(days, 1) * DAY_S
+                files += await attempted(drop_unrecorded(store, media, folder, before))
+            await attempted(asyncio.to_thread(renew_certificate))
+        unstored_before = now - settings.unstored_result_s
+        requests = await attempted(drop_requests(store, now - settings.request_days * DAY_S, unstored_before))
+        if files or requests:
+            log.info("forgot files=%d requests=%d", files, requests)
         await asyncio.sleep(FORGET_EVERY_S)
+
+
+async def attempted(duty: Awaitable[int | None]) -> int:
+    """Do one duty; what stops it stops no other, and it has its next turn."""
+    try:
+        return await duty or 0
+    except (StoreUnavailable, DataRefused, OSError) as error:
+        log.warning("housekeeping was cut short: %s", error)
+        return 0

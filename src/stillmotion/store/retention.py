@@ -4,26 +4,31 @@ from sqlalchemy import Connection, delete, select, update
 
 from stillmotion.store.tables import IS_DONE, IS_TO_SEND, IS_UNSTORED, file, outbox, request
 
+#: Whose webhook is still to be sent; they stay until it is, or until it is parked.
+_ANNOUNCED = select(outbox.c.request_id).where(IS_TO_SEND)
+
 
 def drop_old_requests(conn: Connection, before: float, limit: int) -> int:
     """Delete up to `limit` requests finished before a time, with their logs and webhook rows.
 
     Small batches keep the writer free for others; files have an expiry of their own.
     """
-    old = select(request.c.id).where(IS_DONE, request.c.finished < before).limit(limit)
+    old = (
+        select(request.c.id)
+        .where(IS_DONE, request.c.finished < before, request.c.id.not_in(_ANNOUNCED))
+        .limit(limit)
+    )
     return conn.execute(delete(request).where(request.c.id.in_(old), IS_DONE)).rowcount
 
 
 def drop_unstored_requests(conn: Connection, before: float, limit: int) -> int:
     """Delete up to `limit` requests that asked not to be kept and finished before a time.
 
-    One whose webhook is still to be sent stays until it is. A picture that came inside the input was part
-    of it and expires now; the film has an expiry of its own.
+    A picture that came inside the input was part of it and expires now; the film has an expiry of its own.
     """
-    announced = select(outbox.c.request_id).where(IS_TO_SEND)
     old = (
         select(request.c.id)
-        .where(IS_UNSTORED, request.c.finished < before, request.c.id.not_in(announced))
+        .where(IS_UNSTORED, request.c.finished < before, request.c.id.not_in(_ANNOUNCED))
         .limit(limit)
     )
     dropped = conn.execute(
