@@ -265,3 +265,14 @@ def test_cuda_graphs_are_refused_where_they_cannot_be_recorded(tmp_path: Path, p
     moving = MemoryPreset(name="small", needs_gib=0, stay=("unet", "turbo_unet"))
     with pytest.raises(UserError, match="memory preset small moves vae_decoder"):
         graphs_of.prepare(cuda, moving)
+
+
+def full(graph: Callable[..., Any], inputs: list[Tensor], **_: Any) -> Callable[..., Any]:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB.")
+
+
+def test_memory_that_is_full_while_kernels_are_chosen_is_full_memory(tmp_path: Path) -> None:
+    network = Scale()
+    compile_forward(network, Compilation("default", tmp_path, full), Plan(SQUARE, 8))
+    with pytest.raises(torch.OutOfMemoryError):
+        network(torch.ones(1, 4, 4))

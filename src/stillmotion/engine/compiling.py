@@ -22,6 +22,7 @@ from torch._dynamo.utils import counters
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from stillmotion.durable import write_whole
+from stillmotion.engine.memory import is_out_of_memory
 from stillmotion.engine.weights import Weights
 from stillmotion.errors import UserError
 from stillmotion.profiles import MemoryPreset, Part, Size
@@ -126,6 +127,10 @@ class CompiledForward:
                 "server's log why, STILLMOTION_COMPILE=off does without."
             ) from error
         except TorchDynamoException as error:
+            # What a backend met, which chooses its kernels by running them.
+            met = getattr(error, "inner_exception", error)
+            if is_out_of_memory(met):
+                raise met from error
             reason = " ".join(str(error).split("\n")[:2]).rstrip(". ")
             raise UserError(
                 f"A network cannot be compiled in mode {self._mode}: {reason}. Compiling needs a C++ "

@@ -170,7 +170,10 @@ def _check_vocabularies(folder: Path) -> None:
 
 
 def _check_whole(pipeline: Any, folder: Path) -> None:
-    """Refuse what diffusers and transformers pass over: tensors and vocabularies that are not there."""
+    """Refuse what is not there and passed over: tensors by diffusers, vocabularies by transformers.
+
+    A text encoder's absent tensors are seen by the digests of `models pull` alone.
+    """
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             empty = [key for key, tensor in part.named_parameters() if tensor.is_meta]
