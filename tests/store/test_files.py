@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, update
 
 from stillmotion.store import files, parts, queue, retention
 from stillmotion.store.open import Store
@@ -133,6 +133,7 @@ def test_old_finished_requests_go_with_their_logs_and_webhook_rows(store: Store)
             lambda conn, held=held, n=n: queue.finish(conn, held.id, held.attempt, OK, words, NOW + n)
         )
     waiting = submit(store, ask(), NOW - 100)
+    store.write_now(lambda conn: conn.execute(update(outbox).values(delivered=NOW)))
     assert store.write_now(lambda conn: retention.drop_old_requests(conn, NOW + 2, 1)) == 1
     assert store.write_now(lambda conn: retention.drop_old_requests(conn, NOW + 2, 10)) == 1
     assert store.write_now(lambda conn: retention.drop_old_requests(conn, NOW + 2, 10)) == 0
