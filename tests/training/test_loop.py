@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -145,7 +145,16 @@ def test_a_worker_that_is_gone_is_not_waited_for(state: Path, monkeypatch: pytes
     assert same(left.state_dict(), before)
 
 
-def test_batches_are_the_same_however_many_processes_draw_them() -> None:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in every training: sums of several threads are rounded otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_batches_are_the_same_however_many_processes_draw_them(one_thread: None) -> None:
     with Ahead(CropDrawer(2), 0, 40) as here, Ahead(CropDrawer(2), 2, 40) as ahead:
         for _ in range(3):
             assert torch.equal(here.next(), ahead.next())
