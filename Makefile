@@ -56,7 +56,7 @@ faults: .venv/.installed-dev  ## kill the server or its runner 300 times under l
 	KILLS=20 KILL_ENGINE=pocket $(BIN)/python -m pytest tests/faults/test_kills.py -s $(TEST_ARGS)
 docs: .venv/.installed-dev  ## write docs/settings.md anew from the settings
 	$(BIN)/python checks/settings_page.py
-train-pocket: .venv/.installed-dev  ## train the small weights from nothing (about 9 hours on one core); goes on with the part it stopped at
+train-pocket: .venv/.installed-dev  ## train the small weights from nothing (about 12 hours on one core); goes on with the part it stopped at
 	state=$${POCKET_STATE:-.pocket}; mkdir -p $$state; for step in codec text vision picture video decoder; do \
 		test -e $$state/$$step.done || { $(BIN)/python -m training.train_$$step && touch $$state/$$step.done; } || exit; done
 	$(BIN)/python -m training.export

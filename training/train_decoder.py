@@ -75,7 +75,7 @@ def judge(vae: codec.AutoencoderTiny, guesses: list[Guess]) -> dict[str, float]:
 
 
 def main() -> None:
-    ask = questions(30)
+    ask = questions(50)
     ask.add_argument("--batch", type=int, default=12)
     ask.add_argument("--lr", type=float, default=0.003)
     told = ask.parse_args()

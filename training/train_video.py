@@ -170,7 +170,7 @@ def held_out_clips(studio: Studio) -> Clips:
 
 
 def main() -> None:
-    ask = questions(420)
+    ask = questions(600)
     ask.add_argument("--clips", type=int, default=8)
     ask.add_argument("--frames", type=int, default=5)
     ask.add_argument("--lr", type=float, default=0.01)
