@@ -276,6 +276,21 @@ def test_cpu_takes_several_runners_unless_they_would_share_compiled_code() -> No
         devices.choose(two.model_copy(update={"compile": "default"}), "tests.timed_engine:open")
 
 
+def test_a_driver_that_hangs_is_a_sentence_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "torch_has_cuda", lambda: True)
+    for module, code, limit in (
+        (devices, "_COUNT", "COUNT_TIMEOUT_S"),
+        (doctor, "_TORCH", "TORCH_TIMEOUT_S"),
+        (doctor, "_FREE", "TORCH_TIMEOUT_S"),
+    ):
+        monkeypatch.setattr(module, code, "import signal; signal.pause()")
+        monkeypatch.setattr(module, limit, 0.1)
+    with pytest.raises(UserError, match=r"CUDA driver did not answer within 0\.1 s"):
+        devices.cuda_devices()
+    assert [found.fact for found in doctor.check_torch(Settings())] == ["did not load within 0.1 s"]
+    assert doctor.free_gib("cuda:0") is None
+
+
 def test_weights_cut_short_or_absent_are_named(tmp_path: Path) -> None:
     profile = load_profile("svd")
     part = tmp_path / "weights" / "svd" / "unet"

@@ -51,20 +51,22 @@ def cuda_devices() -> int:
     """Count the CUDA devices that the installed torch can use."""
     if not torch_has_cuda():
         return 0
-    try:
-        counted = subprocess.run(
-            [sys.executable, "-c", _COUNT],
-            capture_output=True,
-            text=True,
-            timeout=COUNT_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+    counted = ask_python(_COUNT, timeout_s=COUNT_TIMEOUT_S)
+    if counted is None:
         raise UserError(
             f"The CUDA driver did not answer within {COUNT_TIMEOUT_S} s; see what `nvidia-smi` says, or run "
             "without GPUs by `--devices cpu`."
-        ) from None
+        )
     return int(counted.stdout) if counted.returncode == 0 else 0
+
+
+def ask_python(code: str, *words: str, timeout_s: float) -> subprocess.CompletedProcess[str] | None:
+    """Run code in a process of its own; None when it takes longer, as with a driver that hangs."""
+    command = [sys.executable, "-c", code, *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def torch_has_cuda() -> bool:

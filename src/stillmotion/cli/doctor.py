@@ -9,7 +9,6 @@ import shutil
 import socket
 import sqlite3
 import struct
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -80,15 +79,8 @@ def check_python(settings: Settings) -> Iterable[Finding]:
 
 
 def check_torch(settings: Settings) -> Iterable[Finding]:
-    try:
-        asked = subprocess.run(
-            [sys.executable, "-c", _TORCH],
-            capture_output=True,
-            text=True,
-            timeout=TORCH_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+    asked = devices.ask_python(_TORCH, timeout_s=TORCH_TIMEOUT_S)
+    if asked is None:
         yield Finding(
             "torch", f"did not load within {TORCH_TIMEOUT_S} s", "look at the disk and the GPU driver"
         )
@@ -173,17 +165,8 @@ def free_gib(device: str) -> float | None:
     """Ask a CUDA device, in a process of its own, for its free memory; None for what has none to tell."""
     if device == "cpu":
         return None
-    try:
-        asked = subprocess.run(
-            [sys.executable, "-c", _FREE, device],
-            capture_output=True,
-            text=True,
-            timeout=TORCH_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return None
-    return int(asked.stdout) / GIB if asked.returncode == 0 else None
+    asked = devices.ask_python(_FREE, device, timeout_s=TORCH_TIMEOUT_S)
+    return int(asked.stdout) / GIB if asked and asked.returncode == 0 else None
 
 
 def check_profile_files(profile: Profile, data_dir: Path) -> Iterable[Finding]:
