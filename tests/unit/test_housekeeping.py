@@ -130,14 +130,17 @@ async def test_house_is_kept_again_and_again_and_a_failure_ends_nothing(
     await asyncio.wait({keeping})
 
 
-async def test_bytes_that_cannot_be_removed_keep_no_request(
+async def test_bytes_that_cannot_be_removed_keep_nothing_else(
     sqlite_store: Store, tmp_path: Path, clock: ManualClock
 ) -> None:
     store, media = sqlite_store, open_media(tmp_path)
     old = submit(store, ask()).id
     assert finish(store, claimed(store))
-    store.write_now(lambda conn: files.add_file(conn, replace(record("uploads/f1", None), expires=NOW + 1)))
-    (tmp_path / "media" / "uploads" / "f1").mkdir(parents=True)
+    for number, name in enumerate(("stuck", "next"), 1):
+        file = replace(record(f"uploads/{name}", None), id=name, expires=NOW + number)
+        store.write_now(lambda conn, file=file: files.add_file(conn, file))
+    (tmp_path / "media" / "uploads" / "stuck").mkdir(parents=True)
+    await put(media, tmp_path, "uploads/next")
     clock.advance(2 * DAY_S)
     settings = Settings(data_dir=tmp_path, request_days=1)
     keeping = asyncio.create_task(keep_house(settings, store, media, clock, threading.Event().set))
@@ -147,6 +150,9 @@ async def test_bytes_that_cannot_be_removed_keep_no_request(
             await asyncio.sleep(0.01)
     keeping.cancel()
     await asyncio.wait({keeping})
+    assert await left(media, "uploads") == set()
+    found = store.read_now(lambda conn: files.expired_files(conn, clock.now(), 10))
+    assert [file.id for file in found] == ["stuck"]
 
 
 async def test_films_of_nobody_are_removed_when_no_database_would_keep_them_any_longer(

@@ -12,6 +12,7 @@ from stillmotion.settings import DAY_S, Settings
 from stillmotion.store.files import drop_files, expired_files, unnamed_films, unrecorded
 from stillmotion.store.open import Store
 from stillmotion.store.retention import drop_old_requests, drop_unstored_requests
+from stillmotion.types import FileRecord
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +27,24 @@ async def drop_expired_files(store: Store, media: MediaStore, now: float) -> int
     """Remove bytes, then records: after a crash in between, the next sweep removes the rest."""
     dropped = 0
     while files := await store.read(lambda conn: expired_files(conn, now, BATCH)):
-        await media.delete([file.media_key for file in files])
-        for file in files:
-            # Parts of an abandoned upload, and what a crash left beside a complete one.
-            await media.delete_folder(folder_of(file.id))
-        names = [file.id for file in files]
-        await store.write(lambda conn, names=names: drop_files(conn, names))
-        dropped += len(files)
+        gone = [file.id for file in files if await removed(media, file)]
+        if not gone:
+            break
+        await store.write(lambda conn, gone=gone: drop_files(conn, gone))
+        dropped += len(gone)
     return dropped
+
+
+async def removed(media: MediaStore, file: FileRecord) -> bool:
+    """Remove a file's bytes; one that cannot be removed is told, and keeps no other."""
+    try:
+        await media.delete([file.media_key])
+        # Parts of an abandoned upload, and what a crash left beside a complete one.
+        await media.delete_folder(folder_of(file.id))
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", file.media_key, error)
+        return False
+    return True
 
 
 async def drop_unnamed_films(store: Store, media: MediaStore) -> int:
