@@ -161,6 +161,29 @@ async def test_a_client_that_leaves_while_nothing_can_be_written_is_not_forgotte
     assert house.claim() is None
 
 
+async def test_a_server_that_stops_waits_for_no_cancel_that_cannot_be_written(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, tried = house.store.write, asyncio.Event()
+
+    async def locked(operation: Callable[[Connection], Any]) -> Any:
+        if operation.__qualname__.startswith("cancel_request"):
+            tried.set()
+            raise StoreUnavailable("locked")
+        return await write(operation)
+
+    monkeypatch.setattr(house.store, "write", locked)
+    left = asyncio.Event()
+    calling = asyncio.create_task(raw_run(house, left))
+    async with asyncio.timeout(DEADLINE_S):
+        await house.wakeup.wait("queue", DEADLINE_S)
+        left.set()
+        await tried.wait()
+        house.stopping.set()
+        await calling
+    assert house.claim() is not None, "the next start cancels it"
+
+
 async def test_a_client_that_leaves_while_its_request_runs_stops_it(house: House) -> None:
     left = asyncio.Event()
     calling = asyncio.create_task(raw_run(house, left))

@@ -6,7 +6,7 @@ import pytest
 
 from stillmotion.cli.datadir import Announcement, announce
 from stillmotion.cli.env import Lead, show
-from stillmotion.cli.run import check_node, led_here
+from stillmotion.cli.run import check_node, led_here, run
 from stillmotion.errors import UserError
 from stillmotion.http.ways.doors import FAL_HOSTS
 from stillmotion.settings import Settings
@@ -75,3 +75,16 @@ def test_a_node_that_would_ignore_the_proxy_is_refused(tmp_path: Path, version: 
     else:
         with pytest.raises(UserError, match=f"{version} ignores HTTPS_PROXY"):
             check_node(str(node))
+
+
+@pytest.mark.parametrize("program", ["node", "npm", "npx", "pnpm", "yarn", "tsx"])
+def test_programs_that_start_such_a_node_are_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    node = tmp_path / "node"
+    node.write_text("#!/bin/sh\necho v20.20.2\n")
+    node.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    announce(tmp_path, TOLD)
+    with pytest.raises(UserError, match=r"v20\.20\.2 ignores HTTPS_PROXY"):
+        run(Settings(data_dir=tmp_path), [program, "app"], {"PATH": str(tmp_path)})
